@@ -1,0 +1,64 @@
+"""The attention that the runner injects into the model: one batch of sequences over the pool."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, empty
+
+from pbench.kernels.decode_attention import decode_attention
+from pbench.kernels.prefill_attention import prefill_attention
+from pbench.kernels.write_kv import write_kv
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tokens of one step on the device: sequences with one token first, then the ragged rest."""
+
+    token_ids: Tensor  # int64 (num_tokens,)
+    positions: Tensor  # int64 (num_tokens,)
+    slots: Tensor  # int64 (num_tokens,): where each token's KV goes; negative: nowhere
+    context_lens: Tensor  # int32 (num_sequences,): tokens that each sequence attends to, those of this step included
+    table: Tensor  # int32 (num_sequences, width)
+    num_decodes: int  # sequences, and tokens, of the first kind
+    query_start: Tensor | None  # int32 (num_sequences - num_decodes + 1,): token offsets of the second kind
+    max_query_len: int  # of the second kind
+    max_context: int
+
+
+class BatchAttention:
+    """Attention of one batch. In each layer the KV of all its tokens is written before any is read."""
+
+    def __init__(self, batch: Batch, pool: Tensor, *, is_contiguous: bool) -> None:
+        self.batch = batch
+        self.pool = pool  # (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
+        self.is_contiguous = is_contiguous
+        self.scale = pool.shape[-1] ** -0.5
+
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See ``pbench.engine.model.Attention``."""
+        batch, kv, num_decodes = self.batch, self.pool[layer_index], self.batch.num_decodes
+        write_kv(key, value, kv, batch.slots)
+        out = empty(query.shape, dtype=query.dtype, device=query.device)
+        if num_decodes:
+            decode_attention(
+                query[:num_decodes],
+                kv,
+                batch.table[:num_decodes],
+                batch.context_lens[:num_decodes],
+                scale=self.scale,
+                is_contiguous=self.is_contiguous,
+                out=out[:num_decodes],
+                max_context=batch.max_context,
+            )
+        if batch.query_start is not None:
+            prefill_attention(
+                query[num_decodes:],
+                kv,
+                batch.table[num_decodes:],
+                batch.query_start,
+                batch.context_lens[num_decodes:],
+                max_query_len=batch.max_query_len,
+                scale=self.scale,
+                is_contiguous=self.is_contiguous,
+                out=out[num_decodes:],
+            )
+        return out

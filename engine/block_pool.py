@@ -1,0 +1,108 @@
+"""BlockPool: which blocks are free, held (and by how many), or kept only for the prefix cache."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+
+class BlockPool:
+    """Reference-counted blocks with a content cache on top. Every operation costs O(1) per block.
+
+    A block is in exactly one of three states::
+
+        free     num_refs == 0, not in the cache index       waits on a stack
+        held     num_refs >= 1                               may be in the cache index as well
+        cached   num_refs == 0, in the cache index           waits in order of release, evicted oldest first
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.num_refs = [0] * num_blocks
+        self.num_evicted = 0
+        self._free_block_ids = list(range(num_blocks - 1, -1, -1))
+        self._cached_block_ids: OrderedDict[int, None] = OrderedDict()
+        self._block_by_digest: dict[bytes, int] = {}
+        self._digest_by_block: dict[int, bytes] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that hold nothing."""
+        return len(self._free_block_ids)
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks without an owner that the cache can still find."""
+        return len(self._cached_block_ids)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that ``allocate`` can hand out: free ones, then cached ones."""
+        return len(self._free_block_ids) + len(self._cached_block_ids)
+
+    def allocate(self) -> int:
+        """Take a block with one reference; evicts the block that was released longest ago when none is free.
+
+        The caller has checked ``num_available``.
+        """
+        if self._free_block_ids:
+            block_id = self._free_block_ids.pop()
+        else:
+            block_id, _ = self._cached_block_ids.popitem(last=False)
+            del self._block_by_digest[self._digest_by_block.pop(block_id)]
+            self.num_evicted += 1
+        self.num_refs[block_id] = 1
+        return block_id
+
+    def acquire(self, block_id: int) -> None:
+        """Add a reference to a held or cached block."""
+        if self.num_refs[block_id] == 0:
+            del self._cached_block_ids[block_id]
+        self.num_refs[block_id] += 1
+
+    def release(self, block_id: int) -> None:
+        """Drop a reference; with the last one the block becomes cached, or free if the cache does not know it."""
+        assert self.num_refs[block_id] > 0, f"block {block_id} is released but not held"
+        self.num_refs[block_id] -= 1
+        if self.num_refs[block_id] == 0:
+            if block_id in self._digest_by_block:
+                self._cached_block_ids[block_id] = None
+            else:
+                self._free_block_ids.append(block_id)
+
+    def find(self, digest: bytes) -> int | None:
+        """The block with this content, held or cached."""
+        return self._block_by_digest.get(digest)
+
+    def is_cached_only(self, block_id: int) -> bool:
+        """Whether the block has no owner and is kept for the cache."""
+        return block_id in self._cached_block_ids
+
+    def register(self, block_id: int, digest: bytes) -> None:
+        """Let ``find`` know a held, full block by its content, unless another block has that content already."""
+        assert self.num_refs[block_id] > 0, f"block {block_id} is registered but not held"
+        assert block_id not in self._digest_by_block, f"block {block_id} is registered twice"
+        if digest not in self._block_by_digest:
+            self._block_by_digest[digest] = block_id
+            self._digest_by_block[block_id] = digest
+
+    def check_integrity(self, owners: Iterable[int]) -> None:
+        """Audit against ``owners``: one entry per reference, the block's number.
+
+        Raises:
+            AssertionError: naming the first block that is lost, doubled or miscounted.
+
+        """
+        expected = [0] * self.num_blocks
+        for block_id in owners:
+            expected[block_id] += 1
+        for block_id, (num_refs, num_owners) in enumerate(zip(self.num_refs, expected, strict=True)):
+            assert num_refs == num_owners, f"block {block_id} counts {num_refs} references and has {num_owners} owners"
+        free = set(self._free_block_ids)
+        assert len(free) == len(self._free_block_ids), "a block is twice on the free list"
+        assert free.isdisjoint(self._cached_block_ids), "a block is both free and cached"
+        for block_id in free | set(self._cached_block_ids):
+            assert expected[block_id] == 0, f"block {block_id} is available and held at once"
+        num_held = sum(count > 0 for count in expected)
+        assert len(free) + self.num_cached + num_held == self.num_blocks, "free + cached + held is not the pool"
+        assert free.isdisjoint(self._digest_by_block), "the cache index knows a free block"
+        assert set(self._cached_block_ids) <= set(self._digest_by_block), "a cached block is not in the cache index"
+        assert {b: d for d, b in self._block_by_digest.items()} == self._digest_by_block, "the cache index is torn"

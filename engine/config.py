@@ -1,0 +1,90 @@
+"""The engine's configuration: enters once, is passed down, and never changes."""
+
+from dataclasses import dataclass
+
+from pbench.engine.errors import ConfigError
+from pbench.engine.model_config import ModelConfig
+
+MEMORY_SPECS = ("paged", "contiguous:max")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that decides what an engine does.
+
+    ``kv_memory_bytes`` is the size of the pool, the same for every memory: what fits is rounded down to whole
+    blocks (paged) or slots (contiguous).
+    """
+
+    model: ModelConfig
+    memory: str = "paged"  # one of MEMORY_SPECS
+    kv_memory_bytes: int = 64 * 1024 * 1024
+    block_size: int = 16  # slots in a block; paged only
+    max_length: int = 2048  # prompt and output tokens of one sequence, at most
+    max_batch_tokens: int = 8192  # tokens that one step computes, at most
+    max_running: int = 256  # sequences that hold KV at once, at most
+    is_prefill_chunked: bool = True  # a prompt may be computed over several steps
+    is_prefix_cached: bool = True  # paged only
+    dtype: str = "float32"  # "float32" | "bfloat16" | "float16"
+    device: str = "cpu"  # "cpu" | "cuda"
+    seed: int = 0  # of random weights
+    has_cuda_graphs: bool = True  # replay decode steps from CUDA graphs; without meaning on the CPU
+
+    def __post_init__(self) -> None:
+        if self.memory not in MEMORY_SPECS:
+            raise ConfigError(f"engine {self.memory!r} is unknown; known: {', '.join(MEMORY_SPECS)}")
+        if self.block_size < 1 or self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block size {self.block_size} is not a power of two")
+        for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_batch_tokens < self.max_running:
+            raise ConfigError(
+                f"max_batch_tokens {self.max_batch_tokens} is below max_running {self.max_running}: a step could not"
+                " give every running sequence a token; raise --max-batch-tokens"
+            )
+        if not self.is_prefill_chunked and self.max_batch_tokens < self.max_length:
+            raise ConfigError(
+                f"without chunked prefill a whole prompt must fit a step: max_batch_tokens {self.max_batch_tokens} is"
+                f" below max_length {self.max_length}; raise --max-batch-tokens"
+            )
+        if self.max_length > self.model.max_position_embeddings:
+            raise ConfigError(
+                f"max_length {self.max_length} exceeds the {self.model.max_position_embeddings} positions of model"
+                f" {self.model.name}; lower --max-length"
+            )
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot: K and V of one token in every layer."""
+        return self.model.kv_bytes_per_token(self.dtype)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the pool: whole blocks for paged memory, single slots for contiguous."""
+        num_slots = self.kv_memory_bytes // self.slot_bytes
+        return num_slots // self.block_size * self.block_size if self.memory == "paged" else num_slots
+
+    def smallest_kv_memory_bytes(self, num_tokens: int) -> int:
+        """Bytes of the smallest pool in which one sequence of ``num_tokens`` tokens (prompt + output) can run."""
+        if self.memory == "paged":
+            num_slots = -(-num_tokens // self.block_size) * self.block_size
+        else:
+            num_slots = self.max_length
+        return num_slots * self.slot_bytes
+
+    def check_pool(self, num_tokens: int) -> None:
+        """Refuse a pool that could not run a sequence of ``num_tokens`` tokens, before anything is allocated.
+
+        Raises:
+            ConfigError: naming the smallest pool that would do.
+
+        """
+        smallest = self.smallest_kv_memory_bytes(num_tokens)
+        if self.num_slots * self.slot_bytes < smallest:
+            held = "blocks of its tokens" if self.memory == "paged" else f"a reservation of {self.max_length} tokens"
+            raise ConfigError(
+                f"KV memory of {self.kv_memory_bytes} bytes is too small for {self.memory}: the largest request"
+                f" ({num_tokens} tokens, {held}, {self.slot_bytes} bytes a token) needs {smallest} bytes;"
+                f" use --kv-memory {smallest} or more"
+            )

@@ -1,0 +1,194 @@
+"""Engine: requests in, tokens and records out, one step at a time."""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pbench.engine.config import EngineConfig
+from pbench.engine.contiguous_memory import ContiguousMemory
+from pbench.engine.errors import ConfigError, RequestError
+from pbench.engine.memory import KVMemory
+from pbench.engine.model import Model
+from pbench.engine.paged_memory import PagedMemory
+from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.request import Request, SamplingParams
+from pbench.engine.runner import Runner
+from pbench.engine.scheduler import Scheduler
+from pbench.engine.weights import load_weights, random_weights
+
+
+class TokenOutput(NamedTuple):
+    """One token that a step gave out."""
+
+    request_id: int
+    sample_index: int
+    token_id: int
+
+
+class StepOutput(NamedTuple):
+    """All that came out of a step."""
+
+    record: StepRecord
+    tokens: list[TokenOutput]
+    finished: list[RequestRecord]
+
+
+def make_memory(config: EngineConfig) -> KVMemory:
+    """The memory that ``config.memory`` names, empty."""
+    if config.memory == "paged":
+        return PagedMemory(
+            config.num_slots // config.block_size, config.block_size, is_prefix_cached=config.is_prefix_cached
+        )
+    return ContiguousMemory(config.num_slots, config.max_length)
+
+
+class Engine:
+    """A model, a KV memory, a scheduler and a runner.
+
+    Requests may be added and aborted between any two steps. All times are ``time.monotonic_ns()``.
+
+    Args:
+        config: what to run.
+        weights: a Hugging Face folder with safetensors; None for random weights from ``config.seed``.
+
+    Raises:
+        ConfigError: the device is not there, or the pool cannot hold one slot.
+        WeightsError: the weights do not fit the model.
+
+    """
+
+    def __init__(self, config: EngineConfig, weights: str | None = None) -> None:
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
+        config.check_pool(1)
+        self.config = config
+        model = Model(config.model, getattr(torch, config.dtype), torch.device(config.device))
+        if weights is None:
+            random_weights(model, config.seed)
+        else:
+            load_weights(model, Path(weights))
+        self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self.memory = make_memory(config)
+        self.scheduler = Scheduler(
+            self.memory,
+            max_batch_tokens=config.max_batch_tokens,
+            max_running=config.max_running,
+            is_prefill_chunked=config.is_prefill_chunked,
+        )
+        self.runner = Runner(config, model)
+        self.num_slots = config.num_slots
+        self.slot_bytes = config.slot_bytes
+        self.pool_bytes = self.runner.pool.nbytes
+        self.block_size = self.runner.block_size
+        self._live_request_ids: set[int] = set()
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request waits or runs."""
+        return bool(self._live_request_ids)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: it could never run here; the message says why and what to change.
+
+        """
+        self._check(request)
+        self._live_request_ids.add(request.request_id)
+        self.scheduler.add(request, time.monotonic_ns())
+
+    def abort(self, request_id: int) -> RequestRecord | None:
+        """Drop a request and free its memory; None when it is not here (any more)."""
+        state = self.scheduler.abort(request_id)
+        if state is None:
+            return None
+        self._live_request_ids.remove(request_id)
+        return self.scheduler.record(state, "aborted", time.monotonic_ns())
+
+    def step(self) -> StepOutput:
+        """Run one step. There must be an unfinished request."""
+        assert self.has_unfinished, "a step without requests"
+        before = self.memory.counters()
+        start_ns = time.monotonic_ns()
+        plan, counts = self.scheduler.schedule(start_ns)
+        tokens = self.runner.launch(plan)
+        usage = self.memory.usage(self.scheduler.head)  # while the device computes
+        after = self.memory.counters()
+        token_ids: list[int] = tokens.tolist()
+        end_ns = time.monotonic_ns()
+        outputs = [
+            TokenOutput(seq.request.request_id, seq.sample_index, token_id)
+            for seq, token_id in zip(self.scheduler.receivers(plan), token_ids, strict=True)
+        ]
+        finished = self.scheduler.complete(plan, token_ids, end_ns)
+        self._live_request_ids.difference_update(record.request_id for record in finished)
+        record = StepRecord(
+            step=plan.step,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            num_prefill_tokens=counts.num_prefill_tokens,
+            num_decode_tokens=counts.num_decode_tokens,
+            num_output_tokens=len(token_ids),
+            num_prefix_hit_tokens=counts.num_prefix_hit_tokens,
+            num_recomputed_tokens=counts.num_recomputed_tokens,
+            num_running=counts.num_running,
+            num_waiting=len(self.scheduler.waiting),
+            num_finished=len(finished),
+            num_preempted=counts.num_preempted,
+            num_forks=after.num_forks - before.num_forks,
+            num_copied_blocks=after.num_copied_blocks - before.num_copied_blocks,
+            num_evicted_blocks=after.num_evicted_blocks - before.num_evicted_blocks,
+            is_memory_blocked=counts.is_memory_blocked,
+            usage=usage,
+        )
+        return StepOutput(record, outputs, finished)
+
+    def unfinished(self) -> list[RequestRecord]:
+        """Records of the requests that are still here, with status "unfinished"."""
+        now_ns = time.monotonic_ns()
+        states = [*self.scheduler.running, *self.scheduler.waiting]
+        return [self.scheduler.record(state, "unfinished", now_ns) for state in states]
+
+    def warm_up(self) -> None:
+        """Compile kernels and capture CUDA graphs by running requests; leaves pool and prefix cache empty."""
+        assert not self.has_unfinished, "warm up before the first request"
+        config = self.config
+        longest = min(config.max_length, config.max_batch_tokens, config.num_slots)
+        for prompt_length in (1, 16, longest // 2, longest - 2):
+            if prompt_length > 0 and prompt_length + 2 <= longest:
+                prompt = [index % config.model.vocab_size for index in range(prompt_length)]
+                self.add_request(Request(-prompt_length, prompt, SamplingParams(max_tokens=2)))
+        while self.has_unfinished:
+            self.step()
+        if config.device == "cuda":
+            if config.has_cuda_graphs:
+                self.runner.capture_graphs()
+            torch.cuda.synchronize()
+        self.memory.reset()
+        self.scheduler.reset()
+
+    def _check(self, request: Request) -> None:
+        config, sampling = self.config, request.sampling
+        num_prompt, where = len(request.prompt_token_ids), f"request {request.request_id}"
+        if request.request_id in self._live_request_ids:
+            raise RequestError(f"{where} is here already; give every request an id of its own")
+        if num_prompt < 1 or sampling.max_tokens < 1:
+            raise RequestError(
+                f"{where} has {num_prompt} prompt tokens and max_tokens {sampling.max_tokens}; both must be at least 1"
+            )
+        if num_prompt + sampling.max_tokens > config.max_length:
+            raise RequestError(
+                f"{where} has {num_prompt} prompt tokens and up to {sampling.max_tokens} output tokens, more than"
+                f" max_length {config.max_length}; raise --max-length"
+            )
+        if not 1 <= sampling.n <= config.max_running:
+            raise RequestError(
+                f"{where} asks for n = {sampling.n} samples; between 1 and max_running {config.max_running} can run"
+            )
+        if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < config.model.vocab_size:
+            raise RequestError(f"{where} has a token id outside the vocabulary of {config.model.vocab_size}")
+        if not self.memory.can_ever_hold(request):
+            raise RequestError(f"{where} does not fit the pool of {config.num_slots} slots; raise --kv-memory")

@@ -1,0 +1,112 @@
+"""KVMemory: all that the scheduler and the engine know of a KV memory.
+
+A memory decides which slots of the pool hold whose KV. It never touches tensors: it deals in numbers, and the
+runner's kernels follow the tables that it hands out.
+
+Life of a sequence in a memory::
+
+    admit ──> (grow ──> commit) ──> (grow ──> commit) ──> ... ──> free
+                           └──> fork: a second sequence with the same KV so far
+
+Who holds what (all half-open, in tokens of one sequence)::
+
+    [0, num_computed_tokens)                 written, or planned to be written in the current step
+    [num_computed_tokens, slots it holds)    held for later: reserved if it will be filled, internal if not
+"""
+
+from typing import NamedTuple, Protocol
+
+from pbench.engine.records import KVUsage
+from pbench.engine.request import Request
+from pbench.engine.sequence import Sequence
+
+
+class MemoryCounters(NamedTuple):
+    """Running totals of a memory since its last reset."""
+
+    num_forks: int
+    num_copied_blocks: int
+    num_evicted_blocks: int
+
+
+class KVMemory(Protocol):
+    """The contract of every KV memory."""
+
+    num_slots: int  # of the pool
+    can_fork: bool  # whether sequences can share slots; without it every sample computes its own prompt
+
+    def can_ever_hold(self, request: Request) -> bool:
+        """Whether the request, alone in the pool, runs to its end."""
+        ...
+
+    def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
+        """Take a sequence in: find its cached prefix, and make sure that its known tokens will fit.
+
+        Args:
+            seq: a sequence that holds nothing.
+            num_tokens: its leading tokens that are to be computed now; at least one of them will be.
+            num_running: sequences that hold KV already; when it is 0 no room is kept back for growth.
+
+        Returns:
+            Tokens whose KV is in the pool already (fewer than ``num_tokens``), or None: no room now.
+
+        """
+        ...
+
+    def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
+        """Make the slots of the next ``num_new_tokens`` tokens writable by this sequence alone.
+
+        Returns:
+            The first entry of its table that changed (its length when none did), or None: no room, nothing changed.
+
+        """
+        ...
+
+    def commit(self, seq: Sequence) -> None:
+        """The step that writes all tokens below ``num_computed_tokens`` is planned: others may find them now."""
+        ...
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Give ``child``, which holds nothing, the same KV as ``parent``, without a copy. Needs ``can_fork``.
+
+        If the parent has grown in the step that is being planned, the child may grow from the next step on: copies
+        run before writes.
+        """
+        ...
+
+    def free(self, seq: Sequence) -> None:
+        """Give back all that the sequence holds."""
+        ...
+
+    def holds(self, seq: Sequence) -> bool:
+        """Whether the sequence is admitted, or forked, and not freed."""
+        ...
+
+    def table(self, seq: Sequence) -> list[int]:
+        """The live table of the sequence: physical block numbers, or the base slot of its extent. Do not change it."""
+        ...
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """The (source, destination) blocks to copy before the next write; each is handed out once."""
+        ...
+
+    def usage(self, head: Sequence | None) -> KVUsage:
+        """The partition of the pool now; ``head`` is the sequence that waits first in the queue."""
+        ...
+
+    def counters(self) -> MemoryCounters:
+        """Totals since the last reset."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything, the prefix cache included. No sequence may hold anything."""
+        ...
+
+    def check_integrity(self) -> None:
+        """Audit every invariant, in O(pool).
+
+        Raises:
+            AssertionError: naming the first that does not hold.
+
+        """
+        ...

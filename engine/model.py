@@ -1,0 +1,144 @@
+"""A decoder of the Llama family, with attention injected.
+
+The model computes everything that depends on a token alone. How a token attends to the tokens before it, and
+where their keys and values are kept, is the business of the ``Attention`` object that each call receives: so
+one model serves every memory.
+"""
+
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pbench.engine.model_config import ModelConfig
+from pbench.engine.rotary import rotary_table
+from pbench.kernels.rms_norm import add_rms_norm, rms_norm
+from pbench.kernels.rotary import rotary_embedding
+from pbench.kernels.silu_and_mul import silu_and_mul
+
+
+class Attention(Protocol):
+    """Causal attention of a batch of tokens, over whatever memory holds their keys and values."""
+
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Keep the tokens' keys and values, and attend.
+
+        Args:
+            layer_index: which layer's keys and values these are.
+            query: (T, num_heads, head_dim), rotated; the scale 1 / sqrt(head_dim) is still to be applied.
+            key: (T, num_kv_heads, head_dim), rotated.
+            value: (T, num_kv_heads, head_dim).
+
+        They may be views of one packed tensor: contiguous in their last two dimensions, not in the first.
+
+        Returns:
+            (T, num_heads, head_dim), of the query's dtype.
+        """
+        ...
+
+
+class Model(nn.Module):
+    """The decoder: its parameters, and the pass from token ids to hidden states.
+
+    Parameters lie uninitialised on ``device`` until ``pbench.engine.weights`` fills them. No step of the pass
+    waits for the device or has a shape that depends on data, so it can be captured in a CUDA graph.
+    """
+
+    cos_sin: Tensor  # (max_position_embeddings, 2, head_dim / 2) float32
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+        """Allocate the parameters in ``dtype`` on ``device`` ("meta" for their shapes alone).
+
+        Raises:
+            ConfigError: the configuration is a KV shape only.
+        """
+        config.check_runnable()
+        super().__init__()
+        device = torch.device(device)
+        self.config = config
+        self.dtype = dtype
+        self.embedding = _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(Layer(config, index, dtype, device) for index in range(config.num_layers))
+        self.final_norm = _parameter(config.hidden_size, dtype=dtype, device=device)
+        self.head = (
+            self.embedding
+            if config.is_head_tied
+            else _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        )
+        self.register_buffer("cos_sin", rotary_table(config, device), persistent=False)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Compute the hidden states of a flattened batch of tokens, after the final norm.
+
+        Args:
+            token_ids: (T,) int64, the tokens of all sequences one after the other.
+            positions: (T,) int64, each token's place in its own sequence, below max_position_embeddings.
+            attention: called once for each layer, in order.
+
+        Returns:
+            (T, hidden_size) in the model's dtype.
+        """
+        eps = self.config.rms_norm_eps
+        layers = cast("list[Layer]", list(self.layers))
+        # A layer's last addition is fused with the norm that follows it: the next layer's first.
+        following_norms = [layer.attention_norm for layer in layers[1:]] + [self.final_norm]
+        residual = functional.embedding(token_ids, self.embedding)
+        hidden = rms_norm(residual, layers[0].attention_norm, eps)
+        for layer, following_norm in zip(layers, following_norms, strict=True):
+            hidden = layer.attend(hidden, positions, self.cos_sin, attention)
+            hidden, residual = add_rms_norm(hidden, residual, layer.feed_forward_norm, eps)
+            hidden = layer.feed_forward(hidden)
+            hidden, residual = add_rms_norm(hidden, residual, following_norm, eps)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score every next token: hidden states (N, hidden_size) -> (N, vocab_size) in the model's dtype."""
+        return functional.linear(hidden, self.head)
+
+
+class Layer(nn.Module):
+    """One decoder layer. Query, key and value are one product, and so are gate and up."""
+
+    def __init__(self, config: ModelConfig, index: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.config = config
+        self.index = index
+        hidden_size, qkv_size = config.hidden_size, config.query_size + 2 * config.kv_size
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return _parameter(*shape, dtype=dtype, device=device)
+
+        self.attention_norm = parameter(hidden_size)
+        self.qkv = parameter(qkv_size, hidden_size)
+        self.qkv_bias = parameter(qkv_size) if config.has_attention_bias else None
+        self.query_norm = parameter(config.head_dim) if config.has_qk_norm else None
+        self.key_norm = parameter(config.head_dim) if config.has_qk_norm else None
+        self.attention_output = parameter(hidden_size, config.query_size)
+        self.feed_forward_norm = parameter(hidden_size)
+        self.gate_up = parameter(2 * config.intermediate_size, hidden_size)
+        self.down = parameter(hidden_size, config.intermediate_size)
+
+    def attend(self, hidden: Tensor, positions: Tensor, cos_sin: Tensor, attention: Attention) -> Tensor:
+        """Compute the attention half: (T, hidden_size), normed -> (T, hidden_size), still to be added."""
+        config = self.config
+        key_start, value_start = config.num_heads, config.num_heads + config.num_kv_heads
+        # (T, num_heads + 2 * num_kv_heads, head_dim)
+        packed = functional.linear(hidden, self.qkv, self.qkv_bias)
+        packed = packed.view(-1, value_start + config.num_kv_heads, config.head_dim)
+        query, key, value = packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
+        if self.query_norm is not None and self.key_norm is not None:
+            query = rms_norm(query, self.query_norm, config.rms_norm_eps)
+            key = rms_norm(key, self.key_norm, config.rms_norm_eps)
+        rotary_embedding(query, key, cos_sin, positions)
+        attended = attention(self.index, query, key, value)
+        return functional.linear(attended.flatten(1), self.attention_output)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """Compute the SwiGLU half, down(silu(gate(x)) * up(x)), of the same shapes as the attention half."""
+        return functional.linear(silu_and_mul(functional.linear(hidden, self.gate_up)), self.down)
+
+
+def _parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """Allocate a parameter, uninitialised: the weights overwrite whatever stands there."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False)

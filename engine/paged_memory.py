@@ -1,0 +1,237 @@
+"""PagedMemory: blocks on demand, block tables, prefix cache, copy-on-write.
+
+Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023.
+"""
+
+import hashlib
+from array import array
+from collections import Counter
+
+from pbench.engine.block_pool import BlockPool
+from pbench.engine.memory import MemoryCounters
+from pbench.engine.records import KVUsage
+from pbench.engine.request import Request
+from pbench.engine.sequence import Sequence
+
+_ROOT_DIGEST = b""
+
+
+class _Table:
+    """What one sequence holds: its blocks, and the chained digests of those that are full."""
+
+    __slots__ = ("block_ids", "digests")
+
+    def __init__(self, block_ids: list[int], digests: list[bytes]) -> None:
+        self.block_ids = block_ids
+        self.digests = digests  # of block_ids[: len(digests)]
+
+
+class PagedMemory:
+    """A ``KVMemory`` of fixed-size blocks.
+
+    The prefix cache knows a full block by the SHA-256 of its parent's digest and its own tokens, so that a block
+    stands for its whole prefix and no collision can hand out another prompt's KV. A block is registered when the
+    step that fills it is planned: every layer writes the KV of the whole batch before attention reads it, so that
+    requests of one step already share what another request of the same step computes.
+
+    Sequences release their blocks last to first, so that a prefix is never evicted before what continues it.
+    """
+
+    can_fork = True
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, is_prefix_cached: bool = True, watermark: float = 0.01
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_slots = num_blocks * block_size
+        self.is_prefix_cached = is_prefix_cached
+        self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission, for sequences that grow
+        self.reset()
+
+    def reset(self) -> None:
+        """See ``KVMemory.reset``."""
+        self._pool = BlockPool(self.num_blocks)
+        self._tables: dict[int, _Table] = {}
+        self._sequences: dict[int, Sequence] = {}
+        self._memo: tuple[int, list[bytes]] = (
+            -1,
+            [],
+        )  # digests of the sequence whose admission was tried last
+        self._pending_copies: dict[int, int] = {}  # destination -> source; each holds a reference to its source
+        self._num_pending_reads: Counter[int] = Counter()  # source -> how many of its references those are
+        self._num_forks = 0
+        self._num_copied = 0
+
+    def can_ever_hold(self, request: Request) -> bool:
+        """See ``KVMemory.can_ever_hold``. Samples share the full blocks of the prompt."""
+        num_prompt = len(request.prompt_token_ids)
+        num_full = num_prompt // self.block_size
+        num_blocks = -(-(num_prompt + request.sampling.max_tokens - 1) // self.block_size)
+        return num_full + request.sampling.n * (num_blocks - num_full) <= self.num_blocks
+
+    def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
+        """See ``KVMemory.admit``."""
+        assert seq.seq_id not in self._tables, f"sequence {seq.seq_id} is admitted twice"
+        pool = self._pool
+        block_ids, digests = self._find_prefix(seq, num_tokens)
+        num_wanted = -(-num_tokens // self.block_size) - len(block_ids)
+        num_available = pool.num_available - sum(map(pool.is_cached_only, block_ids))
+        if num_wanted > num_available - (self.watermark_blocks if num_running else 0):
+            return None
+        for block_id in block_ids:
+            pool.acquire(block_id)
+        self._tables[seq.seq_id] = _Table(block_ids, digests[: len(block_ids)])
+        self._sequences[seq.seq_id] = seq
+        return len(block_ids) * self.block_size
+
+    def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
+        """See ``KVMemory.grow``."""
+        pool, table = self._pool, self._tables[seq.seq_id]
+        block_ids = table.block_ids
+        start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new_tokens
+        first, num_held = start // self.block_size, len(block_ids)
+        is_copied = first < num_held and self._num_owners(block_ids[first]) > 1
+        num_wanted = -(-end // self.block_size) - num_held
+        if num_wanted + is_copied > pool.num_available:
+            return None
+        if is_copied:
+            source = block_ids[first]
+            block_ids[first] = pool.allocate()
+            self._pending_copies[block_ids[first]] = source  # takes over this sequence's reference to the source
+            self._num_pending_reads[source] += 1
+            self._num_copied += 1
+        block_ids.extend(pool.allocate() for _ in range(num_wanted))
+        return first if is_copied else num_held
+
+    def commit(self, seq: Sequence) -> None:
+        """See ``KVMemory.commit``."""
+        if not self.is_prefix_cached:
+            return
+        table = self._tables[seq.seq_id]
+        for index in range(len(table.digests), seq.num_computed_tokens // self.block_size):
+            table.digests.append(self._digest(seq, index, table.digests))
+            self._pool.register(table.block_ids[index], table.digests[index])
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """See ``KVMemory.fork``."""
+        table = self._tables[parent.seq_id]
+        for block_id in table.block_ids:
+            self._pool.acquire(block_id)
+        self._tables[child.seq_id] = _Table(list(table.block_ids), list(table.digests))
+        self._sequences[child.seq_id] = child
+        self._num_forks += 1
+
+    def free(self, seq: Sequence) -> None:
+        """See ``KVMemory.free``."""
+        del self._sequences[seq.seq_id]
+        for block_id in reversed(self._tables.pop(seq.seq_id).block_ids):
+            self._release(block_id)
+
+    def holds(self, seq: Sequence) -> bool:
+        """See ``KVMemory.holds``."""
+        return seq.seq_id in self._tables
+
+    def table(self, seq: Sequence) -> list[int]:
+        """See ``KVMemory.table``."""
+        return self._tables[seq.seq_id].block_ids
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """See ``KVMemory.take_copies``. A source stays held until here, so that no copy overwrites it."""
+        copies = [(source, destination) for destination, source in self._pending_copies.items()]
+        self._pending_copies.clear()
+        self._num_pending_reads.clear()
+        for source, _ in copies:
+            self._pool.release(source)
+        return copies
+
+    def usage(self, head: Sequence | None) -> KVUsage:
+        """See ``KVMemory.usage``. O(sequences): only a sequence's last block can have an unfilled tail."""
+        del head  # a free block is of use to everybody
+        logical = reserved = internal = 0
+        counted: set[int] = set()
+        num_refs, block_size = self._pool.num_refs, self.block_size
+        for seq_id, table in self._tables.items():
+            seq = self._sequences[seq_id]
+            logical += seq.num_computed_tokens
+            tail = len(table.block_ids) * block_size - seq.num_computed_tokens
+            if tail:
+                last = table.block_ids[-1]
+                if num_refs[last] > 1:
+                    if last in counted:
+                        continue
+                    counted.add(last)
+                will_fill = min(tail, seq.final_kv_tokens - seq.num_computed_tokens)
+                reserved += will_fill
+                internal += tail - will_fill
+        num_held = self.num_blocks - self._pool.num_available
+        token_state = num_held * block_size - reserved - internal
+        return KVUsage(
+            token_state=token_state,
+            reserved=reserved,
+            internal=internal,
+            external=0,
+            cached=self._pool.num_cached * block_size,
+            free=self._pool.num_free * block_size,
+            shared_saved=logical - token_state,
+        )
+
+    def counters(self) -> MemoryCounters:
+        """See ``KVMemory.counters``."""
+        return MemoryCounters(self._num_forks, self._num_copied, self._pool.num_evicted)
+
+    def check_integrity(self) -> None:
+        """See ``KVMemory.check_integrity``."""
+        owners = [block_id for table in self._tables.values() for block_id in table.block_ids]
+        self._pool.check_integrity(owners + list(self._pending_copies.values()))
+        assert self._tables.keys() == self._sequences.keys(), "a table without a sequence"
+        for seq_id, table in self._tables.items():
+            num_computed = self._sequences[seq_id].num_computed_tokens
+            num_blocks = len(table.block_ids)
+            assert len(set(table.block_ids)) == num_blocks, f"sequence {seq_id} holds a block twice"
+            assert num_blocks == -(-num_computed // self.block_size), (
+                f"sequence {seq_id} holds {num_blocks} blocks for {num_computed} tokens"
+            )
+            assert len(table.digests) <= num_computed // self.block_size, (
+                f"sequence {seq_id}: an unfilled block is cached"
+            )
+        usage = self.usage(None)
+        assert usage.pool == self.num_slots, f"{usage} does not sum to {self.num_slots}"
+        assert min(usage.token_state, usage.reserved, usage.internal, usage.shared_saved) >= 0, (
+            f"negative part: {usage}"
+        )
+
+    def _find_prefix(self, seq: Sequence, num_tokens: int) -> tuple[list[int], list[bytes]]:
+        """The longest run of cached full blocks that leaves one of ``num_tokens`` tokens to compute."""
+        block_ids: list[int] = []
+        if not self.is_prefix_cached:
+            return block_ids, []
+        if self._memo[0] != seq.seq_id:
+            self._memo = (seq.seq_id, [])
+        digests = self._memo[1]
+        for index in range((num_tokens - 1) // self.block_size):
+            if index == len(digests):
+                digests.append(self._digest(seq, index, digests))
+            block_id = self._pool.find(digests[index])
+            if block_id is None:
+                break
+            block_ids.append(block_id)
+        return block_ids, digests
+
+    def _digest(self, seq: Sequence, index: int, parents: list[bytes]) -> bytes:
+        tokens = array("q", seq.token_ids[index * self.block_size : (index + 1) * self.block_size])
+        parent = parents[index - 1] if index else _ROOT_DIGEST
+        return hashlib.sha256(parent + tokens.tobytes()).digest()
+
+    def _num_owners(self, block_id: int) -> int:
+        """Sequences that hold the block: copies that are still to read it are run before anybody writes."""
+        return self._pool.num_refs[block_id] - self._num_pending_reads[block_id]
+
+    def _release(self, block_id: int) -> None:
+        """Release a block; with its last owner goes the copy that was to fill it."""
+        self._pool.release(block_id)
+        if block_id in self._pending_copies and self._pool.num_refs[block_id] == 0:
+            source = self._pending_copies.pop(block_id)
+            self._num_pending_reads[source] -= 1
+            self._num_copied -= 1
+            self._release(source)

@@ -1,0 +1,40 @@
+"""StepPlan: the only thing that the scheduler hands to the runner. Plain data, so that it can be broadcast."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Sample(NamedTuple):
+    """One token to choose from a sequence's last logits. ``seq_id`` receives it."""
+
+    seq_id: int
+    temperature: float  # 0 is greedy
+    seed: int
+    position: int  # of the token to be chosen, in its sequence
+
+
+class PlannedSequence(NamedTuple):
+    """What one sequence does in a step."""
+
+    seq_id: int
+    start: int  # tokens whose KV is in the pool already
+    token_ids: list[int]  # the tokens to compute, from position ``start`` on
+    table_start: int  # the runner replaces its table of this sequence from this entry on ...
+    table_entries: list[int]  # ... by these: physical block numbers, or the base slot of the one extent
+    samples: tuple[Sample, ...]  # empty when the prompt goes on in a later step
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to compute in this step."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: first the copies, then all sequences as one batch."""
+
+    step: int
+    sequences: list[PlannedSequence]  # those with one token to compute first
+    num_decodes: int  # how many of the sequences compute one token
+    copies: list[tuple[int, int]]  # (source, destination) blocks, before anything is written
+    released: list[int]  # seq_ids whose tables the runner forgets, before it reads the new ones

@@ -1,0 +1,75 @@
+"""What the engine says about itself: the only things that the harness reads.
+
+All times are nanoseconds of ``time.monotonic_ns()`` in the engine's process.
+All KV quantities are in slots (room for one token's K and V in every layer).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class KVUsage:
+    """An exact partition of the pool: the first six fields always sum to the number of slots of the pool.
+
+    ``shared_saved`` stands beside the partition: logical minus physical token slots, what sharing saves.
+    """
+
+    token_state: int  # hold KV of live tokens; a shared block counts once
+    reserved: int  # held now, and the same sequence will fill them later
+    internal: int  # held, and will never be filled
+    external: int  # free, but the head of the queue cannot use them because they are not contiguous
+    cached: int  # kept only for the prefix cache, evictable at once
+    free: int  # the rest
+    shared_saved: int
+
+    @property
+    def pool(self) -> int:
+        """Slots of the whole pool: the sum of the parts."""
+        return self.token_state + self.reserved + self.internal + self.external + self.cached + self.free
+
+    @property
+    def waste(self) -> int:
+        """Slots that hold nothing and serve nobody else: reserved + internal + external."""
+        return self.reserved + self.internal + self.external
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of the engine: when it ran, what it did, and how the pool stood at its end."""
+
+    step: int
+    start_ns: int
+    end_ns: int
+    num_prefill_tokens: int  # prompt (or recomputed) tokens whose KV this step computed
+    num_decode_tokens: int  # sequences that took one further token
+    num_output_tokens: int  # tokens that were sampled and given out
+    num_prefix_hit_tokens: int  # prompt tokens whose KV came from the cache, of requests first admitted in this step
+    num_recomputed_tokens: int  # tokens computed once more because of an earlier preemption
+    num_running: int  # requests that hold KV at the end of planning, before the finished ones leave
+    num_waiting: int
+    num_finished: int
+    num_preempted: int
+    num_forks: int
+    num_copied_blocks: int
+    num_evicted_blocks: int
+    is_memory_blocked: bool  # a request waited, or was preempted, for no other reason than memory
+    usage: KVUsage
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One request that has left the engine."""
+
+    request_id: int
+    status: str  # "finished" | "aborted"
+    arrival_ns: int  # when the request was meant to arrive
+    added_ns: int  # when it was given to the engine
+    first_scheduled_ns: int | None
+    first_token_ns: int | None
+    finished_ns: int
+    num_prompt_tokens: int
+    num_output_tokens: int  # over all its sequences
+    num_sequences: int
+    num_prefix_hit_tokens: int
+    num_recomputed_tokens: int
+    num_preemptions: int

@@ -1,0 +1,28 @@
+"""What a user sends to the engine."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when a sequence ends.
+
+    ``temperature`` 0 is greedy. ``seed`` makes the choice of a sequence a function of (seed, position, logits)
+    alone, whatever else runs with it.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    n: int = 1  # samples, each a sequence of its own; sample i uses seed + i
+    stop_token_ids: tuple[int, ...] = ()  # ends the sequence, and is given out
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt and what is wanted of it."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_ns: int = field(default=0)  # when it was meant to arrive, on the clock of time.monotonic_ns()

@@ -1,0 +1,295 @@
+"""Scheduler: which sequences compute how many tokens in the next step. The same code for every memory.
+
+Iteration-level scheduling (Yu et al., "Orca", OSDI 2022), first come, first served, with chunked prefill (Agrawal
+et al., "Sarathi", 2023): every step has a budget of tokens; running requests take theirs first, in order of arrival;
+waiting ones are admitted while the budget, the number of sequences and the memory allow.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from pbench.engine.memory import KVMemory
+from pbench.engine.plan import PlannedSequence, Sample, StepPlan
+from pbench.engine.records import RequestRecord
+from pbench.engine.request import Request
+from pbench.engine.sequence import RequestState, Sequence
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What planning a step came to; the engine puts it into the StepRecord."""
+
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_recomputed_tokens: int = 0
+    num_preempted: int = 0
+    num_running: int = 0
+    is_memory_blocked: bool = False
+
+
+class Scheduler:
+    """Owns the waiting and the running requests; the memory owns what they hold."""
+
+    def __init__(
+        self, memory: KVMemory, *, max_batch_tokens: int, max_running: int, is_prefill_chunked: bool = True
+    ) -> None:
+        self.memory = memory
+        self.max_batch_tokens = max_batch_tokens
+        self.max_running = max_running
+        self.is_prefill_chunked = is_prefill_chunked
+        self.waiting: deque[RequestState] = deque()
+        self.running: list[RequestState] = []  # in order of arrival
+        self._sequences: dict[int, tuple[RequestState, Sequence]] = {}
+        self._next_seq_id = 0
+        self._num_steps = 0
+        self._released: list[int] = []
+
+    @property
+    def head(self) -> Sequence | None:
+        """The sequence that waits first."""
+        return next(self.waiting[0].unfinished()) if self.waiting else None
+
+    def add(self, request: Request, added_ns: int) -> None:
+        """Put a request at the end of the queue."""
+        sequences = []
+        for sample_index in range(request.sampling.n):
+            sequences.append(Sequence(self._next_seq_id, request, sample_index))
+            self._next_seq_id += 1
+        state = RequestState(request, sequences, added_ns)
+        state.is_forked = len(sequences) == 1 or not self.memory.can_fork
+        self._sequences.update((seq.seq_id, (state, seq)) for seq in sequences)
+        self.waiting.append(state)
+
+    def reset(self) -> None:
+        """Start counting steps anew. Nothing may wait or run."""
+        assert not (self.waiting or self.running), "reset with live requests"
+        self._num_steps = 0
+
+    def abort(self, request_id: int) -> RequestState | None:
+        """Drop a request wherever it stands, and free what it holds; None when it is not here."""
+        for states in (self.waiting, self.running):
+            for state in states:
+                if state.request.request_id == request_id:
+                    states.remove(state)
+                    self._free(state)
+                    for seq in state.sequences:
+                        del self._sequences[seq.seq_id]
+                    return state
+        return None
+
+    def schedule(self, start_ns: int) -> tuple[StepPlan, StepCounts]:
+        """Plan the next step. There must be a request, and each alone must fit the memory."""
+        counts = StepCounts()
+        planned: list[PlannedSequence] = []
+        budget = self._schedule_running(planned, counts)
+        if counts.num_preempted == 0:
+            self._admit_waiting(planned, counts, budget, start_ns)
+        assert planned, "a step without work: the first request does not fit the memory alone"
+        planned.sort(key=lambda seq: len(seq.token_ids) > 1)  # stable: order of arrival within each kind
+        num_decodes = sum(len(seq.token_ids) == 1 for seq in planned)
+        plan = StepPlan(self._num_steps, planned, num_decodes, self.memory.take_copies(), self._released)
+        self._num_steps += 1
+        self._released = []
+        counts.num_running = len(self.running)
+        return plan, counts
+
+    def receivers(self, plan: StepPlan) -> list[Sequence]:
+        """The sequences that receive the plan's samples, in order."""
+        return [self._sequences[sample.seq_id][1] for planned in plan.sequences for sample in planned.samples]
+
+    def complete(self, plan: StepPlan, token_ids: list[int], now_ns: int) -> list[RequestRecord]:
+        """Append the tokens sampled for ``plan`` (in the order of its samples); returns the requests that ended."""
+        finished: list[RequestState] = []
+        samples = (sample for planned in plan.sequences for sample in planned.samples)
+        for sample, token_id in zip(samples, token_ids, strict=True):
+            state, seq = self._sequences[sample.seq_id]
+            seq.token_ids.append(token_id)
+            if state.first_token_ns is None:
+                state.first_token_ns = now_ns
+            sampling = seq.request.sampling
+            if seq.num_output_tokens == sampling.max_tokens or token_id in sampling.stop_token_ids:
+                seq.is_finished = True
+                self._release(seq)
+                if state.is_finished:
+                    finished.append(state)
+        for state in finished:
+            self.running.remove(state)
+            for seq in state.sequences:
+                del self._sequences[seq.seq_id]
+        return [self.record(state, "finished", now_ns) for state in finished]
+
+    def record(self, state: RequestState, status: str, now_ns: int) -> RequestRecord:
+        """The record of a request that leaves, or of one that is still here."""
+        return RequestRecord(
+            request_id=state.request.request_id,
+            status=status,
+            arrival_ns=state.request.arrival_ns,
+            added_ns=state.added_ns,
+            first_scheduled_ns=state.first_scheduled_ns,
+            first_token_ns=state.first_token_ns,
+            finished_ns=now_ns,
+            num_prompt_tokens=len(state.request.prompt_token_ids),
+            num_output_tokens=sum(seq.num_output_tokens for seq in state.sequences),
+            num_sequences=len(state.sequences),
+            num_prefix_hit_tokens=state.num_prefix_hit_tokens,
+            num_recomputed_tokens=state.num_recomputed_tokens,
+            num_preemptions=state.num_preemptions,
+        )
+
+    # Planning
+
+    def _schedule_running(self, planned: list[PlannedSequence], counts: StepCounts) -> int:
+        """Plan the running requests, preempting the newest while there is no room. Returns the budget left."""
+        budget = self.max_batch_tokens
+        index = 0
+        while index < len(self.running) and budget > 0:
+            state = self.running[index]
+            while (work := self._grow(state, budget)) is None:
+                counts.is_memory_blocked = True
+                counts.num_preempted += 1
+                if self._preempt_newest() is state:
+                    return budget
+            budget -= self._plan(state, work, planned, counts)
+            index += 1
+        return budget
+
+    def _admit_waiting(self, planned: list[PlannedSequence], counts: StepCounts, budget: int, start_ns: int) -> None:
+        num_sequences = sum(sum(1 for _ in state.unfinished()) for state in self.running)
+        while self.waiting and budget > 0:
+            state = self.waiting[0]
+            num_new = sum(1 for _ in state.unfinished())
+            if num_sequences + num_new > self.max_running:
+                return
+            num_hits = self._admit(state, num_sequences)
+            if num_hits is None:
+                counts.is_memory_blocked = True
+                return
+            work = self._grow(state, budget)
+            if not work:  # the prompt is not to be split and the budget of this step is too small, or no room after all
+                counts.is_memory_blocked |= work is None
+                self._free(state)
+                return
+            if state.num_preemptions == 0:
+                state.num_prefix_hit_tokens = num_hits
+                counts.num_prefix_hit_tokens += num_hits
+                state.first_scheduled_ns = start_ns
+            self.waiting.popleft()
+            self.running.append(state)
+            budget -= self._plan(state, work, planned, counts)
+            num_sequences += num_new
+
+    def _admit(self, state: RequestState, num_running: int) -> int | None:
+        """Admit the leader, or every sequence where the memory cannot fork. Returns the tokens hit, or None."""
+        num_hits = 0
+        for seq in self._active(state):
+            num_tokens = self._num_wanted(state, seq)
+            hits = self.memory.admit(seq, num_tokens, num_running)
+            if hits is None:
+                self._free(state)
+                return None
+            seq.num_computed_tokens = hits
+            num_hits += hits
+        return num_hits
+
+    def _grow(self, state: RequestState, budget: int) -> list[tuple[Sequence, int]] | None:
+        """Make room for what the request computes in this step: its sequences, and how many tokens each.
+
+        None when the memory has no room; some of its sequences may have grown then, so it must be grown again or
+        freed before the step is planned.
+        """
+        work: list[tuple[Sequence, int]] = []
+        for seq in self._active(state):
+            num_wanted = self._num_wanted(state, seq) - seq.num_computed_tokens
+            num_tokens = min(num_wanted, budget)
+            if num_tokens == 0 or (num_tokens < num_wanted and not self.is_prefill_chunked):
+                break
+            changed_from = self.memory.grow(seq, num_tokens)
+            if changed_from is None:
+                return None
+            seq.num_table_entries_sent = min(seq.num_table_entries_sent, changed_from)
+            work.append((seq, num_tokens))
+            budget -= num_tokens
+        return work
+
+    def _plan(
+        self,
+        state: RequestState,
+        work: list[tuple[Sequence, int]],
+        planned: list[PlannedSequence],
+        counts: StepCounts,
+    ) -> int:
+        """Turn grown sequences into the plan, fork where the prompt is complete. Returns the tokens used."""
+        num_used = 0
+        for seq, num_tokens in work:
+            start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_tokens
+            changed_from, entries = seq.num_table_entries_sent, self.memory.table(seq)
+            seq.num_table_entries_sent = len(entries)
+            seq.num_computed_tokens = end
+            num_recomputed = max(0, min(end, seq.max_computed_tokens) - start)
+            seq.max_computed_tokens = max(end, seq.max_computed_tokens)
+            self.memory.commit(seq)
+            receivers = [seq]
+            if not state.is_forked and end == seq.num_prompt_tokens:
+                receivers += self._fork(state, seq)
+            samples = tuple(
+                Sample(other.seq_id, params.temperature, params.seed + other.sample_index, other.num_tokens)
+                for other in receivers
+                if other.num_tokens == end
+                for params in (other.request.sampling,)
+            )
+            planned.append(
+                PlannedSequence(
+                    seq.seq_id, start, seq.token_ids[start:end], changed_from, entries[changed_from:], samples
+                )
+            )
+            num_used += num_tokens
+            state.num_recomputed_tokens += num_recomputed
+            counts.num_recomputed_tokens += num_recomputed
+            if start >= seq.num_prompt_tokens and num_tokens == 1 and not num_recomputed:
+                counts.num_decode_tokens += 1
+            else:
+                counts.num_prefill_tokens += num_tokens
+        return num_used
+
+    def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
+        children = [seq for seq in state.unfinished() if seq is not leader]
+        for child in children:
+            self.memory.fork(leader, child)
+            child.num_computed_tokens = leader.num_computed_tokens
+            child.max_computed_tokens = max(child.max_computed_tokens, child.num_computed_tokens)
+        state.is_forked = True
+        return children
+
+    def _active(self, state: RequestState) -> list[Sequence]:
+        """The sequences that may compute: only the leader before the fork."""
+        unfinished = list(state.unfinished())
+        return unfinished if state.is_forked else unfinished[:1]
+
+    def _num_wanted(self, state: RequestState, seq: Sequence) -> int:
+        """Tokens of the sequence that may be computed now: before the fork only the prompt, which all share."""
+        return seq.num_tokens if state.is_forked else seq.num_prompt_tokens
+
+    # Giving back
+
+    def _preempt_newest(self) -> RequestState:
+        """Take everything from the newest running request and put it back at the head of the queue."""
+        state = self.running.pop()
+        self._free(state)
+        state.num_preemptions += 1
+        self.waiting.appendleft(state)
+        return state
+
+    def _free(self, state: RequestState) -> None:
+        """Free whatever the sequences of a request hold, and let it start again."""
+        for seq in self._active(state):
+            self._release(seq)
+        num_unfinished = sum(1 for _ in state.unfinished())
+        state.is_forked = num_unfinished == 1 or not self.memory.can_fork
+
+    def _release(self, seq: Sequence) -> None:
+        if self.memory.holds(seq):
+            self.memory.free(seq)
+        self._released.append(seq.seq_id)
+        seq.num_computed_tokens = 0
+        seq.num_table_entries_sent = 0

@@ -1,0 +1,94 @@
+"""A request while it lives in the engine, and its sequences."""
+
+from collections.abc import Iterator
+
+from pbench.engine.request import Request
+
+
+class Sequence:
+    """One line of tokens: the prompt and what has been sampled after it.
+
+    Who may change what: the scheduler advances ``num_computed_tokens`` when it plans a step and appends sampled
+    tokens when the step has run; a memory only reads.
+
+        token_ids[0 : num_computed_tokens]   their KV is in the pool, or will be when the planned step has run
+        token_ids[num_computed_tokens : ]    still to compute
+    """
+
+    __slots__ = (
+        "is_finished",
+        "max_computed_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "num_table_entries_sent",
+        "request",
+        "sample_index",
+        "seq_id",
+        "token_ids",
+    )
+
+    def __init__(self, seq_id: int, request: Request, sample_index: int = 0) -> None:
+        self.seq_id = seq_id
+        self.request = request
+        self.sample_index = sample_index
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.num_computed_tokens = 0
+        self.max_computed_tokens = 0  # before any preemption: what is below it and computed again is recomputation
+        self.num_table_entries_sent = 0  # of its table, the runner knows these leading entries
+        self.is_finished = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and those sampled so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def final_kv_tokens(self) -> int:
+        """Tokens whose KV it will hold at its end; the last sampled token's KV is never computed."""
+        return self.num_prompt_tokens + self.request.sampling.max_tokens - 1
+
+
+class RequestState:
+    """A request's sequences, times and counters, from its arrival to its record.
+
+    While ``is_forked`` is false the leader (the first unfinished sequence) alone computes the prompt; then the
+    others fork from it. A preempted request starts again unforked, so that the prompt is shared again.
+    """
+
+    __slots__ = (
+        "added_ns",
+        "first_scheduled_ns",
+        "first_token_ns",
+        "is_forked",
+        "num_preemptions",
+        "num_prefix_hit_tokens",
+        "num_recomputed_tokens",
+        "request",
+        "sequences",
+    )
+
+    def __init__(self, request: Request, sequences: list[Sequence], added_ns: int) -> None:
+        self.request = request
+        self.sequences = sequences
+        self.added_ns = added_ns
+        self.first_scheduled_ns: int | None = None
+        self.first_token_ns: int | None = None
+        self.is_forked = len(sequences) == 1
+        self.num_prefix_hit_tokens = 0
+        self.num_recomputed_tokens = 0
+        self.num_preemptions = 0
+
+    def unfinished(self) -> Iterator[Sequence]:
+        """The sequences that still want tokens, the leader first."""
+        return (seq for seq in self.sequences if not seq.is_finished)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return all(seq.is_finished for seq in self.sequences)

@@ -1,0 +1,409 @@
+"""The result record: what a run folder holds, and how it is read and written.
+
+A run is a folder::
+
+    run.json          what was run, where, how it ended, and the summary of every engine
+    steps.parquet     one row per engine step          (columns: STEP_COLUMNS)
+    requests.parquet  one row per request              (columns: REQUEST_COLUMNS)
+    device.parquet    one row per sample of the device (columns: DEVICE_COLUMNS)
+    report.html
+
+All times in the tables are nanoseconds since the engine's own start of measurement, so that engines that ran one
+after the other lie on one axis. JSON and parquet only. Every file is written to a temporary name and renamed.
+
+History of the format (``SCHEMA_VERSION``):
+
+1   the first.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pbench.errors import ResultError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+STATUSES = ("running", "complete", "failed", "interrupted")
+
+STEP_COLUMNS = {
+    "engine": "string",
+    "step": "int64",
+    "start_ns": "int64",
+    "end_ns": "int64",
+    "num_prefill_tokens": "int64",
+    "num_decode_tokens": "int64",
+    "num_output_tokens": "int64",
+    "num_prefix_hit_tokens": "int64",
+    "num_recomputed_tokens": "int64",
+    "num_running": "int64",
+    "num_waiting": "int64",
+    "num_finished": "int64",
+    "num_preempted": "int64",
+    "num_forks": "int64",
+    "num_copied_blocks": "int64",
+    "num_evicted_blocks": "int64",
+    "is_memory_blocked": "bool",
+    # KVUsage, in slots: the first six sum to the pool
+    "token_state": "int64",
+    "reserved": "int64",
+    "internal": "int64",
+    "external": "int64",
+    "cached": "int64",
+    "free": "int64",
+    "shared_saved": "int64",
+}
+
+REQUEST_COLUMNS = {
+    "engine": "string",
+    "request_id": "int64",
+    "status": "string",  # finished | aborted | unfinished (the run ended first)
+    "arrival_ns": "int64",  # intended
+    "added_ns": "Int64",  # capital: may be missing
+    "first_scheduled_ns": "Int64",
+    "first_token_ns": "Int64",
+    "finished_ns": "Int64",
+    "num_prompt_tokens": "int64",
+    "num_output_tokens": "int64",
+    "num_sequences": "int64",
+    "num_prefix_hit_tokens": "int64",
+    "num_recomputed_tokens": "int64",
+    "num_preemptions": "int64",
+}
+
+DEVICE_COLUMNS = {
+    "engine": "string",
+    "time_ns": "int64",
+    "source": "string",  # nvml | process
+    "device_used_bytes": "Int64",  # NVML: memory used on the GPU, by everybody
+    "process_rss_bytes": "Int64",
+    "torch_allocated_bytes": "Int64",
+    "torch_reserved_bytes": "Int64",
+    "gpu_utilization_pct": "Float64",
+    "power_w": "Float64",
+    "energy_j": "Float64",  # since the first sample, from the GPU's own counter
+    "sm_clock_mhz": "Float64",
+    "memory_clock_mhz": "Float64",
+    "temperature_c": "Float64",
+    "throttle_reasons": "Int64",  # NVML's bit mask
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a figure of a summary is named, measured and judged."""
+
+    name: str
+    label: str
+    unit: str  # "tok/s", "ms", "%", "bytes", "J", "s", "" for a count
+    is_higher_better: bool | None  # None: neither
+    help: str
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "output_tokens_per_s",
+        "output tokens/s",
+        "tok/s",
+        True,
+        "generated tokens over the wall time of the whole workload",
+    ),
+    Metric(
+        "total_tokens_per_s",
+        "total tokens/s",
+        "tok/s",
+        True,
+        "prompt and generated tokens over the wall time of the whole workload",
+    ),
+    Metric(
+        "requests_per_s",
+        "requests/s",
+        "req/s",
+        True,
+        "finished requests over the wall time of the whole workload",
+    ),
+    Metric("duration_s", "duration", "s", False, "from the first request offered to the last token"),
+    Metric(
+        "ttft_ms_p50",
+        "TTFT, median",
+        "ms",
+        False,
+        "time from a request's intended arrival to its first token",
+    ),
+    Metric("ttft_ms_p90", "TTFT, p90", "ms", False, "time from a request's intended arrival to its first token"),
+    Metric("ttft_ms_p99", "TTFT, p99", "ms", False, "time from a request's intended arrival to its first token"),
+    Metric(
+        "tpot_ms_p50",
+        "time per output token, median",
+        "ms",
+        False,
+        "mean gap between a request's tokens after its first",
+    ),
+    Metric(
+        "tpot_ms_p90",
+        "time per output token, p90",
+        "ms",
+        False,
+        "mean gap between a request's tokens after its first",
+    ),
+    Metric(
+        "tpot_ms_p99",
+        "time per output token, p99",
+        "ms",
+        False,
+        "mean gap between a request's tokens after its first",
+    ),
+    Metric(
+        "e2e_ms_p50",
+        "end-to-end latency, median",
+        "ms",
+        False,
+        "from a request's intended arrival to its last token",
+    ),
+    Metric(
+        "e2e_ms_p90",
+        "end-to-end latency, p90",
+        "ms",
+        False,
+        "from a request's intended arrival to its last token",
+    ),
+    Metric(
+        "e2e_ms_p99",
+        "end-to-end latency, p99",
+        "ms",
+        False,
+        "from a request's intended arrival to its last token",
+    ),
+    Metric(
+        "peak_running",
+        "most requests together",
+        "",
+        True,
+        "largest number of requests that held KV memory in one step",
+    ),
+    Metric("mean_running", "mean requests together", "", True, "requests that held KV memory, averaged over time"),
+    Metric(
+        "waste_pct",
+        "waste",
+        "%",
+        False,
+        "reserved + internal + external, share of the pool, averaged over time",
+    ),
+    Metric(
+        "token_state_pct",
+        "token states",
+        "%",
+        True,
+        "slots that hold KV of live tokens, share of the pool, averaged over time",
+    ),
+    Metric(
+        "reserved_pct",
+        "reserved",
+        "%",
+        False,
+        "slots held for tokens still to come, share of the pool, averaged over time",
+    ),
+    Metric(
+        "internal_pct",
+        "internal fragmentation",
+        "%",
+        False,
+        "slots held that are never filled, share of the pool, averaged over time",
+    ),
+    Metric(
+        "external_pct",
+        "external fragmentation",
+        "%",
+        False,
+        "free slots that the next request cannot use because they are not contiguous",
+    ),
+    Metric(
+        "cached_pct",
+        "cached",
+        "%",
+        None,
+        "slots kept only for the prefix cache, share of the pool, averaged over time",
+    ),
+    Metric("free_pct", "free", "%", None, "free slots, share of the pool, averaged over time"),
+    Metric(
+        "prefix_hit_rate_pct",
+        "prefix hit rate",
+        "%",
+        True,
+        "prompt tokens whose KV came from the cache, share of all prompt tokens",
+    ),
+    Metric(
+        "shared_saved_pct",
+        "saved by sharing",
+        "%",
+        True,
+        "token slots that sharing saves, share of the slots needed without it, averaged over time",
+    ),
+    Metric(
+        "preemptions",
+        "preemptions",
+        "",
+        False,
+        "times a running request lost its KV because the pool was full",
+    ),
+    Metric("recomputed_tokens", "recomputed tokens", "", False, "tokens computed once more after a preemption"),
+    Metric("copied_blocks", "copied blocks", "", None, "blocks copied on write"),
+    Metric("evicted_blocks", "evicted blocks", "", None, "cached blocks given up for new data"),
+    Metric(
+        "peak_device_used_bytes",
+        "peak GPU memory (NVML)",
+        "bytes",
+        False,
+        "largest memory in use on the GPU, by all processes",
+    ),
+    Metric(
+        "peak_torch_reserved_bytes",
+        "peak torch reserved",
+        "bytes",
+        False,
+        "largest memory held by torch's allocator",
+    ),
+    Metric("peak_torch_allocated_bytes", "peak torch allocated", "bytes", False, "largest memory in tensors"),
+    Metric(
+        "peak_process_rss_bytes",
+        "peak process memory",
+        "bytes",
+        False,
+        "largest resident memory of the worker process",
+    ),
+    Metric("joules_per_output_token", "energy per output token", "J", False, "GPU energy over generated tokens"),
+    Metric("num_steps", "steps", "", None, "engine steps"),
+    Metric("num_finished", "finished requests", "", None, "requests that ran to their end"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """How one engine did."""
+
+    spec: str  # "paged", "contiguous:max", ...
+    status: str  # one of STATUSES
+    reason: str | None = None  # why it failed or was interrupted
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved
+    pool: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # num_slots, slot_bytes, pool_bytes, block_size, weights_bytes
+    summary: Mapping[str, float | int | None] = field(default_factory=dict)  # by Metric.name; None: not measured
+    notes: tuple[str, ...] = ()  # what a reader must know before believing the figures
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The contents of run.json."""
+
+    run_id: str
+    created_at: str  # ISO 8601, UTC
+    status: str  # one of STATUSES; "failed" if any engine failed
+    command: tuple[str, ...]
+    workload: Mapping[str, Any]  # name, description, source, sha256, seed, parameters, num_requests, dropped, ...
+    config: Mapping[str, Any]  # resolved, as far as the engines have it in common
+    environment: Mapping[str, Any]
+    engines: tuple[EngineResult, ...]
+    schema_version: int = SCHEMA_VERSION
+
+
+class Run:
+    """A run folder on disk. Reading is lazy: ``result`` needs no pandas, the tables do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def result(self) -> RunResult:
+        """The parsed run.json.
+
+        Raises:
+            ResultError: it is missing, not JSON, of another schema version, or lacks a field.
+
+        """
+        return read_result(self.path)
+
+    def steps(self) -> "pd.DataFrame":
+        """Table with ``STEP_COLUMNS``; empty when the run kept none."""
+        return _read_table(self.path / "steps.parquet", STEP_COLUMNS)
+
+    def requests(self) -> "pd.DataFrame":
+        """Table with ``REQUEST_COLUMNS``; empty when the run kept none."""
+        return _read_table(self.path / "requests.parquet", REQUEST_COLUMNS)
+
+    def device(self) -> "pd.DataFrame":
+        """Table with ``DEVICE_COLUMNS``; empty when the run kept none."""
+        return _read_table(self.path / "device.parquet", DEVICE_COLUMNS)
+
+
+def read_result(folder: Path) -> RunResult:
+    """Read ``folder/run.json``.
+
+    Raises:
+        ResultError: it is missing, not JSON, of another schema version, or lacks a field.
+
+    """
+    path = folder / "run.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultError(f"{folder} is not a run folder: it has no run.json") from None
+    except (OSError, ValueError) as error:
+        raise ResultError(f"{path} cannot be read: {error}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ResultError(
+            f"{path} has schema version {version!r}; this pbench reads version {SCHEMA_VERSION}: run the workload again"
+        )
+    try:
+        engines = tuple(EngineResult(**(engine | {"notes": tuple(engine["notes"])})) for engine in data.pop("engines"))
+        return RunResult(**(data | {"command": tuple(data["command"])}), engines=engines)
+    except (KeyError, TypeError) as error:
+        raise ResultError(f"{path} is not a complete record: {error}") from error
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write ``folder/run.json`` atomically."""
+    text = json.dumps(asdict(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(folder / "run.json", lambda stream: stream.write(text.encode()))
+
+
+def write_table(path: Path, rows: "list[dict[str, Any]] | pd.DataFrame", columns: Mapping[str, str]) -> None:
+    """Write rows as a parquet file with exactly ``columns`` (name -> pandas dtype), atomically."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+    write_atomically(path, lambda stream: table.to_parquet(stream, index=False))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_table(path: Path, columns: Mapping[str, str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    if not path.exists():
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+    try:
+        return pd.read_parquet(path)[list(columns)].astype(dict(columns))
+    except (OSError, ValueError, KeyError) as error:
+        raise ResultError(f"{path} cannot be read as a table of this run: {error}") from error

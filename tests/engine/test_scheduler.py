@@ -1,0 +1,235 @@
+"""The scheduler over both memories, with a toy model that sees nothing but what a plan says."""
+
+import hashlib
+from collections.abc import Sequence as Seq
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pbench.engine.contiguous_memory import ContiguousMemory
+from pbench.engine.memory import KVMemory
+from pbench.engine.paged_memory import PagedMemory
+from pbench.engine.plan import StepPlan
+from pbench.engine.records import RequestRecord
+from pbench.engine.request import Request, SamplingParams
+from pbench.engine.scheduler import Scheduler
+
+MAX_LENGTH = 40
+BLOCK_SIZE = 4
+
+
+def next_token(tokens: Seq[int], seed: int) -> int:
+    return hashlib.sha256(repr((list(tokens), seed)).encode()).digest()[0] % 3
+
+
+class ToyRunner:
+    """Keeps a pool of tokens instead of KV, written and read through the tables of the plans alone."""
+
+    def __init__(self, memory: KVMemory) -> None:
+        self.block_size = BLOCK_SIZE if memory.can_fork else memory.num_slots
+        self.pool: dict[int, int] = {}
+        self.tables: dict[int, list[int]] = {}
+
+    def slot(self, seq_id: int, position: int) -> int:
+        table = self.tables[seq_id]
+        if self.block_size == BLOCK_SIZE:
+            return table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        return table[0] + position
+
+    def run(self, plan: StepPlan) -> list[int]:
+        for seq_id in plan.released:
+            self.tables.pop(seq_id, None)
+        old = dict(self.pool)
+        for source, destination in plan.copies:
+            for offset in range(BLOCK_SIZE):
+                self.pool[destination * BLOCK_SIZE + offset] = old.get(source * BLOCK_SIZE + offset, -1)
+        for seq in plan.sequences:
+            self.tables[seq.seq_id] = self.tables.get(seq.seq_id, [])[: seq.table_start] + seq.table_entries
+            for position, token in enumerate(seq.token_ids, seq.start):
+                self.pool[self.slot(seq.seq_id, position)] = token
+        chosen = []
+        for seq in plan.sequences:
+            context = [self.pool[self.slot(seq.seq_id, p)] for p in range(seq.start + len(seq.token_ids))]
+            for sample in seq.samples:
+                assert sample.position == len(context)
+                chosen.append(next_token(context, sample.seed))
+        return chosen
+
+
+def play(
+    memory: KVMemory,
+    requests: list[Request],
+    *,
+    max_batch_tokens: int,
+    max_running: int,
+    is_prefill_chunked: bool,
+    aborts: dict[int, int],
+) -> tuple[dict[tuple[int, int], list[int]], list[RequestRecord]]:
+    """Run all requests; ``aborts`` maps a step to the request to drop before it."""
+    scheduler = Scheduler(
+        memory,
+        max_batch_tokens=max_batch_tokens,
+        max_running=max_running,
+        is_prefill_chunked=is_prefill_chunked,
+    )
+    runner = ToyRunner(memory)
+    for request in requests:
+        assert memory.can_ever_hold(request)
+        scheduler.add(request, added_ns=0)
+    outputs: dict[tuple[int, int], list[int]] = {}
+    records: list[RequestRecord] = []
+    step = 0
+    while scheduler.waiting or scheduler.running:
+        if step in aborts and (state := scheduler.abort(aborts[step])) is not None:
+            records.append(scheduler.record(state, "aborted", step))
+            if not (scheduler.waiting or scheduler.running):
+                break
+        plan, counts = scheduler.schedule(start_ns=step)
+        assert sum(len(seq.token_ids) for seq in plan.sequences) <= max_batch_tokens
+        assert sum(len(seq.token_ids) for seq in plan.sequences) == counts.num_prefill_tokens + counts.num_decode_tokens
+        assert sum(1 for state in scheduler.running for _ in state.unfinished()) <= max_running
+        memory.check_integrity()
+        assert memory.usage(scheduler.head).pool == memory.num_slots
+        tokens = runner.run(plan)
+        for seq, token in zip(scheduler.receivers(plan), tokens, strict=True):
+            outputs.setdefault((seq.request.request_id, seq.sample_index), []).append(token)
+        records += scheduler.complete(plan, tokens, now_ns=step)
+        memory.check_integrity()
+        step += 1
+        assert step < 5000, "no progress"
+    usage = memory.usage(None)
+    assert usage.free + usage.cached == memory.num_slots, "the pool is not whole at the end"
+    return outputs, records
+
+
+def expected_outputs(request: Request, sample_index: int) -> list[int]:
+    tokens = list(request.prompt_token_ids)
+    while len(tokens) < len(request.prompt_token_ids) + request.sampling.max_tokens:
+        tokens.append(next_token(tokens, request.sampling.seed + sample_index))
+        if tokens[-1] in request.sampling.stop_token_ids:
+            break
+    return tokens[len(request.prompt_token_ids) :]
+
+
+@st.composite
+def request_lists(draw: st.DrawFn) -> list[Request]:
+    requests = []
+    for request_id in range(draw(st.integers(1, 8))):
+        num_prompt = draw(st.integers(1, 25))
+        prompt = ([1] * num_prompt)[: draw(st.integers(0, 25))]
+        prompt += [draw(st.integers(0, 2)) for _ in range(num_prompt - len(prompt))]
+        sampling = SamplingParams(
+            max_tokens=draw(st.integers(1, MAX_LENGTH - 25)),
+            seed=draw(st.integers(0, 1)),
+            n=draw(st.sampled_from([1, 1, 2, 3])),
+            stop_token_ids=draw(st.sampled_from([(), (), (2,)])),
+        )
+        requests.append(Request(request_id, prompt, sampling))
+    return requests
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    requests=request_lists(),
+    kind=st.sampled_from(["paged", "uncached", "contiguous"]),
+    num_spare=st.integers(0, 12),
+    max_batch_tokens=st.integers(6, 30),
+    is_prefill_chunked=st.booleans(),
+    aborts=st.dictionaries(st.integers(0, 30), st.integers(0, 7), max_size=2),
+)
+def test_every_schedule_gives_every_request_its_own_tokens(
+    requests: list[Request],
+    kind: str,
+    num_spare: int,
+    max_batch_tokens: int,
+    is_prefill_chunked: bool,
+    aborts: dict[int, int],
+) -> None:
+    """Whatever the memory, the pool's size, the chunking and the preemptions: the same tokens, and nothing leaks."""
+    memory: KVMemory
+    if kind == "contiguous":
+        memory = ContiguousMemory(3 * MAX_LENGTH + 3 * num_spare, MAX_LENGTH)
+    else:  # as few blocks as the hungriest request needs alone, and a few more: preemptions are frequent
+        num_blocks = 1
+        while not all(PagedMemory(num_blocks, BLOCK_SIZE).can_ever_hold(request) for request in requests):
+            num_blocks += 1
+        memory = PagedMemory(
+            num_blocks + num_spare,
+            BLOCK_SIZE,
+            is_prefix_cached=kind == "paged",
+            watermark=0.05 * (num_spare % 3),
+        )
+    outputs, records = play(
+        memory,
+        requests,
+        max_batch_tokens=max_batch_tokens if is_prefill_chunked else MAX_LENGTH,
+        max_running=6,
+        is_prefill_chunked=is_prefill_chunked,
+        aborts=aborts,
+    )
+    assert sorted(record.request_id for record in records) == sorted(request.request_id for request in requests)
+    for record in records:
+        request = requests[record.request_id]
+        for sample_index in range(request.sampling.n):
+            got = outputs.get((record.request_id, sample_index), [])
+            want = expected_outputs(request, sample_index)
+            assert got == (want if record.status == "finished" else want[: len(got)])
+        assert record.num_output_tokens == sum(
+            len(outputs.get((record.request_id, index), [])) for index in range(request.sampling.n)
+        )
+        assert 0 <= record.num_prefix_hit_tokens < record.num_prompt_tokens * request.sampling.n
+
+
+def _play(memory: KVMemory, requests: list[Request], max_batch_tokens: int = 64) -> list[RequestRecord]:
+    return play(
+        memory,
+        requests,
+        max_batch_tokens=max_batch_tokens,
+        max_running=64,
+        is_prefill_chunked=True,
+        aborts={},
+    )[1]
+
+
+def test_the_first_come_is_the_first_served() -> None:
+    requests = [Request(i, [i % 3] * 9, SamplingParams(max_tokens=5)) for i in range(12)]
+    records = _play(ContiguousMemory(2 * MAX_LENGTH, MAX_LENGTH), requests)
+    firsts = {record.request_id: record.first_scheduled_ns for record in records}
+    assert [firsts[i] for i in range(12)] == sorted(firsts.values())
+
+
+def test_recomputation_after_a_preemption_is_no_prefix_hit() -> None:
+    requests = [Request(i, [i] * 8, SamplingParams(max_tokens=12)) for i in range(2)]
+    records = _play(PagedMemory(7, BLOCK_SIZE, watermark=0.0), requests)
+    assert sum(record.num_preemptions for record in records) > 0
+    assert sum(record.num_recomputed_tokens for record in records) > 0
+    assert sum(record.num_prefix_hit_tokens for record in records) == 0
+
+
+def test_a_shared_prompt_is_computed_once() -> None:
+    prompt = [1] * 16
+    requests = [Request(i, [*prompt, i % 3, i // 3], SamplingParams(max_tokens=3)) for i in range(9)]
+    records = _play(PagedMemory(60, BLOCK_SIZE), requests, max_batch_tokens=512)
+    assert sorted(record.num_prefix_hit_tokens for record in records) == [0] + [16] * 8
+
+
+def test_samples_share_their_prompt() -> None:
+    memory = PagedMemory(60, BLOCK_SIZE)
+    scheduler = Scheduler(memory, max_batch_tokens=64, max_running=8)
+    scheduler.add(Request(0, [1] * 14, SamplingParams(max_tokens=4, n=4)), added_ns=0)
+    runner = ToyRunner(memory)
+    plan, counts = scheduler.schedule(0)
+    assert counts.num_prefill_tokens == 14
+    assert memory.usage(None).token_state == 14
+    assert memory.usage(None).shared_saved == 3 * 14
+    scheduler.complete(plan, runner.run(plan), 0)
+    plan, _ = scheduler.schedule(1)
+    assert len(plan.copies) == 3, "the last owner writes in place"
+    assert memory.usage(None).token_state == 12 + 4 * 3
+
+
+@pytest.mark.parametrize("num_blocks", [6, 7])
+def test_no_livelock_when_two_requests_each_need_nearly_all(num_blocks: int) -> None:
+    requests = [Request(i, [i] * 12, SamplingParams(max_tokens=12)) for i in range(4)]
+    assert len(_play(PagedMemory(num_blocks, BLOCK_SIZE), requests)) == 4

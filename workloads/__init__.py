@@ -1,0 +1,1 @@
+"""Workloads: synthetic definitions and readers of recorded traces. Imports nothing else of ours."""

@@ -14,6 +14,7 @@ def read_json_object(path: Path, error: type[EngineError]) -> dict[str, object]:
 
     Raises:
         EngineError: of the class ``error``: the file cannot be read, or holds no JSON object.
+
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -34,6 +34,7 @@ class Attention(Protocol):
 
         Returns:
             (T, num_heads, head_dim), of the query's dtype.
+
         """
         ...
 
@@ -52,6 +53,7 @@ class Model(nn.Module):
 
         Raises:
             ConfigError: the configuration is a KV shape only.
+
         """
         config.check_runnable()
         super().__init__()
@@ -78,6 +80,7 @@ class Model(nn.Module):
 
         Returns:
             (T, hidden_size) in the model's dtype.
+
         """
         eps = self.config.rms_norm_eps
         layers = cast("list[Layer]", list(self.layers))

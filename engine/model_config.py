@@ -59,9 +59,7 @@ class ModelConfig:
                 f"model {self.name}: {self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly"
             )
         if self.head_dim % 2:
-            raise ConfigError(
-                f"model {self.name}: head_dim {self.head_dim} is odd; the rotary embedding needs halves"
-            )
+            raise ConfigError(f"model {self.name}: head_dim {self.head_dim} is odd; the rotary embedding needs halves")
 
     @property
     def query_size(self) -> int:
@@ -79,6 +77,7 @@ class ModelConfig:
 
         Raises:
             ConfigError: the model is a KV shape only.
+
         """
         self.check_runnable()
         qkv = (self.query_size + 2 * self.kv_size) * (self.hidden_size + self.has_attention_bias)
@@ -93,6 +92,7 @@ class ModelConfig:
 
         Raises:
             ConfigError: another dtype.
+
         """
         if dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype {dtype!r} is unknown; known: {', '.join(DTYPE_BYTES)}")
@@ -103,6 +103,7 @@ class ModelConfig:
 
         Raises:
             ConfigError: naming the model and the presets that can be run.
+
         """
         if self.is_kv_shape_only:
             runnable = ", ".join(name for name, preset in PRESETS.items() if not preset.is_kv_shape_only)
@@ -220,6 +221,7 @@ def load_model_config(spec: str) -> ModelConfig:
     Raises:
         ConfigError: neither a preset nor a folder; an architecture other than ARCHITECTURES; a field of
             config.json that is missing, of another type, or asks for something that the engine does not do.
+
     """
     if spec in PRESETS:
         return PRESETS[spec]
@@ -284,8 +286,7 @@ def _architecture(fields: JsonFields) -> _Architecture:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
     raise ConfigError(
-        f"architecture {' or '.join(names) or '(none)'} is not supported; supported:"
-        f" {', '.join(ARCHITECTURES)}"
+        f"architecture {' or '.join(names) or '(none)'} is not supported; supported: {', '.join(ARCHITECTURES)}"
     )
 
 
@@ -294,9 +295,7 @@ def _refuse_unsupported(fields: JsonFields, architecture: _Architecture) -> None
     if (activation := fields.text("hidden_act", "silu")) != "silu":
         raise ConfigError(f"hidden_act {activation!r} is not supported; supported: silu")
     if fields.values.get("quantization_config") is not None:
-        raise ConfigError(
-            "quantization_config: quantised weights are not supported; use the unquantised model"
-        )
+        raise ConfigError("quantization_config: quantised weights are not supported; use the unquantised model")
     # Qwen2's class has its biases whatever the file says; the others would have one on the output as well.
     if fields.boolean("attention_bias", False) and not architecture.has_attention_bias:
         raise ConfigError("attention_bias true is not supported for this architecture")

@@ -45,6 +45,7 @@ def read_rope(config_json: JsonFields) -> tuple[float, RopeScaling | None]:
     Raises:
         ConfigError: a rope type other than ROPE_TYPES, a partial rotary embedding, or a field that is missing
             or of another type.
+
     """
     rope = config_json.child("rope_scaling") or config_json.child("rope_parameters")
     theta = config_json.number("rope_theta", 10000.0)

@@ -17,6 +17,7 @@ def rotary_table(config: ModelConfig, device: torch.device) -> Tensor:
 
     Returns:
         (max_position_embeddings, 2, head_dim / 2) float32 on ``device``.
+
     """
     frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling).to(device)
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
@@ -37,6 +38,7 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None
 
     Returns:
         (head_dim / 2,) float32 on the CPU.
+
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     frequencies = 1.0 / (theta**exponents)

@@ -39,6 +39,7 @@ def load_weights(model: Model, folder: Path) -> None:
     Raises:
         WeightsError: a file that is missing, damaged or outside the folder; a tensor that is missing,
             unexpected, of another shape or type: naming the tensor, the file and both shapes.
+
     """
     views = parameter_views(model)
     shards = _shards(folder)

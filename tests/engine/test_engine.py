@@ -1,0 +1,289 @@
+"""The whole engine: the same tokens as transformers, whatever the memory does; bad requests; counters."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from pbench.engine.config import EngineConfig
+from pbench.engine.engine import Engine
+from pbench.engine.errors import ConfigError, RequestError
+from pbench.engine.model_config import PRESETS, load_model_config
+from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.request import Request, SamplingParams
+
+SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "initializer_range": 0.4,  # logits far enough apart that rounding does not decide
+}
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen3"])
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
+    torch.manual_seed(0)
+    model: PreTrainedModel
+    if request.param == "llama":
+        rope = {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))
+    else:
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True))
+    folder = tmp_path_factory.mktemp(request.param)
+    model.eval().save_pretrained(folder)
+    return model, folder
+
+
+def make_requests() -> list[Request]:
+    """Prompts that share prefixes of whole and of broken blocks, and some that share nothing."""
+    generator = torch.Generator().manual_seed(1)
+    shared = torch.randint(0, 97, (37,), generator=generator).tolist()
+    requests = []
+    for index, (num_shared, num_own, num_out) in enumerate(
+        [
+            (37, 5, 20),
+            (37, 9, 12),
+            (32, 1, 30),
+            (0, 50, 25),
+            (37, 0, 17),
+            (16, 20, 9),
+            (0, 1, 40),
+            (37, 5, 20),
+        ]
+    ):
+        own = torch.randint(0, 97, (num_own,), generator=generator).tolist()
+        requests.append(Request(index, shared[:num_shared] + own, SamplingParams(max_tokens=num_out)))
+    return requests
+
+
+@pytest.fixture(scope="module")
+def expected(reference: tuple[PreTrainedModel, Path]) -> list[list[int]]:
+    model, _ = reference
+    outputs = []
+    for request in make_requests():
+        prompt = torch.tensor([request.prompt_token_ids])
+        generated = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=request.sampling.max_tokens,
+            min_new_tokens=request.sampling.max_tokens,
+            do_sample=False,
+        )
+        outputs.append(generated[0, prompt.shape[1] :].tolist())
+    return outputs
+
+
+def make_engine(folder: Path | None, **changes: object) -> Engine:
+    model = PRESETS["tiny"] if folder is None else load_model_config(str(folder))
+    config = EngineConfig(model=model, max_length=128, max_batch_tokens=256, max_running=8, kv_memory_bytes=1 << 20)
+    config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    return Engine(config, None if folder is None else str(folder))
+
+
+def finish(engine: Engine) -> tuple[dict[tuple[int, int], list[int]], list[RequestRecord], list[StepRecord]]:
+    outputs: dict[tuple[int, int], list[int]] = {}
+    requests, steps = [], []
+    while engine.has_unfinished:
+        step = engine.step()
+        for token in step.tokens:
+            outputs.setdefault((token.request_id, token.sample_index), []).append(token.token_id)
+        requests += step.finished
+        steps.append(step.record)
+        engine.memory.check_integrity()
+        assert step.record.usage.pool == engine.num_slots
+        assert step.record.num_output_tokens == len(step.tokens)
+    usage = engine.memory.usage(None)
+    assert usage.free + usage.cached == engine.num_slots
+    return outputs, requests, steps
+
+
+def _variants() -> Iterator[dict[str, object]]:
+    for chunk, is_cached in itertools.product((24, 256), (True, False)):
+        yield {"memory": "paged", "max_batch_tokens": chunk, "is_prefix_cached": is_cached}
+        yield {"memory": "paged", "max_batch_tokens": chunk, "is_prefix_cached": is_cached, "num_slots": 112}
+    yield {"memory": "paged", "is_prefill_chunked": False, "block_size": 4}
+    yield {"memory": "contiguous:max", "max_batch_tokens": 24}
+    yield {"memory": "contiguous:max", "is_prefill_chunked": False, "num_slots": 300}
+
+
+@pytest.mark.parametrize("variant", list(_variants()), ids=str)
+def test_greedy_tokens_are_those_of_transformers(
+    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], variant: dict[str, object]
+) -> None:
+    _, folder = reference
+    variant = dict(variant)
+    num_slots = variant.pop("num_slots", None)
+    if num_slots is not None:
+        variant["kv_memory_bytes"] = num_slots * load_model_config(str(folder)).kv_bytes_per_token("float32")
+    engine = make_engine(folder, **variant)
+    for request in make_requests():
+        engine.add_request(request)
+    outputs, records, steps = finish(engine)
+    assert [outputs[index, 0] for index in range(len(expected))] == expected
+    assert len(records) == len(expected)
+    assert sum(step.num_output_tokens for step in steps) == sum(map(len, expected))
+    if num_slots == 112:
+        assert sum(step.num_preempted for step in steps) > 0, "the pool was meant to be too small"
+    if variant["memory"] == "paged" and variant.get("is_prefix_cached", True):
+        assert sum(step.num_prefix_hit_tokens for step in steps) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_cuda_graphs", [True, False])
+@pytest.mark.parametrize("memory", ["paged", "contiguous:max"])
+def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
+    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], memory: str, has_cuda_graphs: bool
+) -> None:
+    _, folder = reference
+    engine = make_engine(folder, device="cuda", memory=memory, has_cuda_graphs=has_cuda_graphs)
+    engine.warm_up()
+    for request in make_requests():
+        engine.add_request(request)
+    outputs, _, _ = finish(engine)
+    assert [outputs[index, 0] for index in range(len(expected))] == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_samples_of_one_request_are_those_of_separate_requests(temperature: float) -> None:
+    """n samples that share their prompt copy-on-write, against n requests with the seeds they stand for."""
+    prompt = [7 * i % 90 for i in range(21)]
+    together = make_engine(None)
+    together.add_request(Request(0, prompt, SamplingParams(max_tokens=12, temperature=temperature, seed=5, n=4)))
+    outputs, _, steps = finish(together)
+    assert sum(step.num_forks for step in steps) == 3
+    assert sum(step.num_copied_blocks for step in steps) == 3
+    apart = make_engine(None, is_prefix_cached=False)
+    for index in range(4):
+        apart.add_request(
+            Request(index, prompt, SamplingParams(max_tokens=12, temperature=temperature, seed=5 + index))
+        )
+    expected_outputs, _, _ = finish(apart)
+    assert [outputs[0, index] for index in range(4)] == [expected_outputs[index, 0] for index in range(4)]
+    assert (len({tuple(tokens) for tokens in outputs.values()}) > 1) == (temperature > 0)
+
+
+def test_a_stop_token_ends_a_sequence_and_is_given_out() -> None:
+    engine = make_engine(None)
+    engine.add_request(Request(0, [1, 2, 3], SamplingParams(max_tokens=20)))
+    free_run = finish(engine)[0][0, 0]
+    engine.add_request(Request(1, [1, 2, 3], SamplingParams(max_tokens=20, stop_token_ids=(free_run[4],))))
+    stopped = finish(engine)[0][1, 0]
+    assert stopped == free_run[: free_run.index(free_run[4]) + 1]
+
+
+def test_warm_up_leaves_no_trace() -> None:
+    engine = make_engine(None)
+    engine.warm_up()
+    assert engine.memory.usage(None).free == engine.num_slots
+    engine.add_request(Request(0, [1, 2, 3], SamplingParams(max_tokens=2)))
+    assert engine.step().record.step == 0
+
+
+def test_an_aborted_request_gives_everything_back() -> None:
+    engine = make_engine(None)
+    for index in range(3):
+        engine.add_request(Request(index, list(range(40)), SamplingParams(max_tokens=30)))
+    engine.step()
+    record = engine.abort(1)
+    assert record is not None
+    assert record.status == "aborted"
+    assert engine.abort(1) is None
+    outputs, records, _ = finish(engine)
+    assert sorted(record.request_id for record in records) == [0, 2]
+    assert set(outputs) == {(0, 0), (2, 0)}
+
+
+def test_unfinished_requests_are_told() -> None:
+    engine = make_engine(None, max_running=1)
+    engine.add_request(Request(0, [1, 2], SamplingParams(max_tokens=9)))
+    engine.add_request(Request(1, [1, 2], SamplingParams(max_tokens=9)))
+    engine.step()
+    first, second = engine.unfinished()
+    assert (first.num_output_tokens, second.num_output_tokens) == (1, 0)
+    assert first.status == second.status == "unfinished"
+    assert second.first_scheduled_ns is None
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(0, [], SamplingParams(max_tokens=4)), "0 prompt tokens"),
+        (Request(0, [1], SamplingParams(max_tokens=0)), "max_tokens 0"),
+        (Request(0, [1] * 120, SamplingParams(max_tokens=9)), "max_length 128"),
+        (Request(0, [1, 10**6], SamplingParams(max_tokens=9)), "vocabulary"),
+        (Request(0, [1, -1], SamplingParams(max_tokens=9)), "vocabulary"),
+        (Request(0, [1], SamplingParams(max_tokens=9, n=9)), "n = 9"),
+        (Request(0, [1] * 90, SamplingParams(max_tokens=30, n=8)), "does not fit the pool"),
+    ],
+)
+def test_a_request_that_can_never_run_is_refused_with_its_reason(request_: Request, words: str) -> None:
+    slot_bytes = PRESETS["tiny"].kv_bytes_per_token("float32")
+    engine = make_engine(None, kv_memory_bytes=160 * slot_bytes)
+    with pytest.raises(RequestError, match=words):
+        engine.add_request(request_)
+    assert not engine.has_unfinished
+
+
+def test_one_request_id_cannot_live_twice() -> None:
+    engine = make_engine(None)
+    engine.add_request(Request(0, [1], SamplingParams(max_tokens=4)))
+    with pytest.raises(RequestError, match="already"):
+        engine.add_request(Request(0, [1], SamplingParams(max_tokens=4)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": "contiguous:best"}, "known: paged, contiguous:max"),
+        ({"block_size": 12}, "power of two"),
+        ({"max_running": 512}, "max_batch_tokens"),
+        ({"is_prefill_chunked": False, "max_batch_tokens": 64}, "without chunked prefill"),
+        ({"max_length": 10**7}, "positions"),
+        ({"kv_memory_bytes": 0}, "at least 1"),
+    ],
+)
+def test_an_impossible_configuration_is_refused_with_its_reason(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_engine(None, **changes)
+
+
+@pytest.mark.parametrize("memory", ["paged", "contiguous:max"])
+def test_the_smallest_pool_that_the_refusal_names_would_do(memory: str) -> None:
+    config = EngineConfig(model=PRESETS["tiny"], memory=memory, max_length=128, kv_memory_bytes=1000)
+    with pytest.raises(ConfigError, match="use --kv-memory") as caught:
+        config.check_pool(100)
+    smallest = int(str(caught.value).split("use --kv-memory ")[1].split()[0])
+    dataclasses.replace(config, kv_memory_bytes=smallest).check_pool(100)
+    with pytest.raises(ConfigError):
+        dataclasses.replace(config, kv_memory_bytes=smallest - 1).check_pool(100)
+
+
+def test_times_are_in_order() -> None:
+    engine = make_engine(None)
+    before = time.monotonic_ns()
+    engine.add_request(Request(0, [1] * 20, SamplingParams(max_tokens=3), arrival_ns=before))
+    _, (record,), steps = finish(engine)
+    times = [before, record.added_ns, record.first_scheduled_ns, record.first_token_ns, record.finished_ns]
+    assert times == sorted(times)  # type: ignore[type-var]
+    edges = [edge for step in steps for edge in (step.start_ns, step.end_ns)]
+    assert edges == sorted(edges)

@@ -87,12 +87,13 @@ class PagedMemory:
 
     def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
         """See ``KVMemory.grow``."""
-        pool, table = self._pool, self._tables[seq.seq_id]
-        block_ids = table.block_ids
-        start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new_tokens
-        first, num_held = start // self.block_size, len(block_ids)
-        is_copied = first < num_held and self._num_owners(block_ids[first]) > 1
-        num_wanted = -(-end // self.block_size) - num_held
+        pool, block_ids = self._pool, self._tables[seq.seq_id].block_ids
+        start, num_held = seq.num_computed_tokens, len(block_ids)
+        first = start // self.block_size
+        num_wanted = -(-(start + num_new_tokens) // self.block_size) - num_held
+        is_copied = first < num_held and pool.num_refs[block_ids[first]] > 1 and self._num_owners(block_ids[first]) > 1
+        if not (num_wanted or is_copied):
+            return num_held
         if num_wanted + is_copied > pool.num_available:
             return None
         if is_copied:

@@ -48,7 +48,7 @@ class Scheduler:
     @property
     def head(self) -> Sequence | None:
         """The sequence that waits first."""
-        return next(self.waiting[0].unfinished()) if self.waiting else None
+        return self.waiting[0].unfinished[0] if self.waiting else None
 
     def add(self, request: Request, added_ns: int) -> None:
         """Put a request at the end of the queue."""
@@ -57,7 +57,7 @@ class Scheduler:
             sequences.append(Sequence(self._next_seq_id, request, sample_index))
             self._next_seq_id += 1
         state = RequestState(request, sequences, added_ns)
-        state.is_forked = len(sequences) == 1 or not self.memory.can_fork
+        state.start_again(can_fork=self.memory.can_fork)
         self._sequences.update((seq.seq_id, (state, seq)) for seq in sequences)
         self.waiting.append(state)
 
@@ -110,8 +110,9 @@ class Scheduler:
             sampling = seq.request.sampling
             if seq.num_output_tokens == sampling.max_tokens or token_id in sampling.stop_token_ids:
                 seq.is_finished = True
+                state.unfinished.remove(seq)
                 self._release(seq)
-                if state.is_finished:
+                if not state.unfinished:
                     finished.append(state)
         for state in finished:
             self.running.remove(state)
@@ -155,10 +156,10 @@ class Scheduler:
         return budget
 
     def _admit_waiting(self, planned: list[PlannedSequence], counts: StepCounts, budget: int, start_ns: int) -> None:
-        num_sequences = sum(sum(1 for _ in state.unfinished()) for state in self.running)
+        num_sequences = sum(len(state.unfinished) for state in self.running)
         while self.waiting and budget > 0:
             state = self.waiting[0]
-            num_new = sum(1 for _ in state.unfinished())
+            num_new = len(state.unfinished)
             if num_sequences + num_new > self.max_running:
                 return
             num_hits = self._admit(state, num_sequences)
@@ -182,8 +183,8 @@ class Scheduler:
     def _admit(self, state: RequestState, num_running: int) -> int | None:
         """Admit the leader, or every sequence where the memory cannot fork. Returns the tokens hit, or None."""
         num_hits = 0
-        for seq in self._active(state):
-            num_tokens = self._num_wanted(state, seq)
+        for seq in state.active:
+            num_tokens = seq.num_tokens if state.is_forked else seq.num_prompt_tokens
             hits = self.memory.admit(seq, num_tokens, num_running)
             if hits is None:
                 self._free(state)
@@ -199,15 +200,18 @@ class Scheduler:
         freed before the step is planned.
         """
         work: list[tuple[Sequence, int]] = []
-        for seq in self._active(state):
-            num_wanted = self._num_wanted(state, seq) - seq.num_computed_tokens
+        for seq in state.active:
+            # Before the fork only the prompt, which all share.
+            end = len(seq.token_ids) if state.is_forked else seq.num_prompt_tokens
+            num_wanted = end - seq.num_computed_tokens
             num_tokens = min(num_wanted, budget)
             if num_tokens == 0 or (num_tokens < num_wanted and not self.is_prefill_chunked):
                 break
             changed_from = self.memory.grow(seq, num_tokens)
             if changed_from is None:
                 return None
-            seq.num_table_entries_sent = min(seq.num_table_entries_sent, changed_from)
+            if changed_from < seq.num_table_entries_sent:
+                seq.num_table_entries_sent = changed_from
             work.append((seq, num_tokens))
             budget -= num_tokens
         return work
@@ -223,52 +227,40 @@ class Scheduler:
         num_used = 0
         for seq, num_tokens in work:
             start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_tokens
-            changed_from, entries = seq.num_table_entries_sent, self.memory.table(seq)
-            seq.num_table_entries_sent = len(entries)
             seq.num_computed_tokens = end
-            num_recomputed = max(0, min(end, seq.max_computed_tokens) - start)
-            seq.max_computed_tokens = max(end, seq.max_computed_tokens)
             self.memory.commit(seq)
-            receivers = [seq]
+            entries, changed_from = self.memory.table(seq), seq.num_table_entries_sent
+            seq.num_table_entries_sent = len(entries)
+            samples: tuple[Sample, ...] = ()
             if not state.is_forked and end == seq.num_prompt_tokens:
-                receivers += self._fork(state, seq)
-            samples = tuple(
-                Sample(other.seq_id, params.temperature, params.seed + other.sample_index, other.num_tokens)
-                for other in receivers
-                if other.num_tokens == end
-                for params in (other.request.sampling,)
-            )
+                samples = tuple(_sample(other) for other in [seq, *self._fork(state, seq)] if other.num_tokens == end)
+            elif end == len(seq.token_ids):
+                samples = (_sample(seq),)
             planned.append(
                 PlannedSequence(
                     seq.seq_id, start, seq.token_ids[start:end], changed_from, entries[changed_from:], samples
                 )
             )
             num_used += num_tokens
-            state.num_recomputed_tokens += num_recomputed
-            counts.num_recomputed_tokens += num_recomputed
-            if start >= seq.num_prompt_tokens and num_tokens == 1 and not num_recomputed:
+            if num_tokens == 1 and start >= seq.num_prompt_tokens and end > seq.max_computed_tokens:
                 counts.num_decode_tokens += 1
             else:
                 counts.num_prefill_tokens += num_tokens
+            if start < seq.max_computed_tokens:
+                num_recomputed = min(end, seq.max_computed_tokens) - start
+                state.num_recomputed_tokens += num_recomputed
+                counts.num_recomputed_tokens += num_recomputed
+            if end > seq.max_computed_tokens:
+                seq.max_computed_tokens = end
         return num_used
 
     def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
-        children = [seq for seq in state.unfinished() if seq is not leader]
+        children = state.fork()
         for child in children:
             self.memory.fork(leader, child)
             child.num_computed_tokens = leader.num_computed_tokens
             child.max_computed_tokens = max(child.max_computed_tokens, child.num_computed_tokens)
-        state.is_forked = True
         return children
-
-    def _active(self, state: RequestState) -> list[Sequence]:
-        """The sequences that may compute: only the leader before the fork."""
-        unfinished = list(state.unfinished())
-        return unfinished if state.is_forked else unfinished[:1]
-
-    def _num_wanted(self, state: RequestState, seq: Sequence) -> int:
-        """Tokens of the sequence that may be computed now: before the fork only the prompt, which all share."""
-        return seq.num_tokens if state.is_forked else seq.num_prompt_tokens
 
     # Giving back
 
@@ -282,10 +274,9 @@ class Scheduler:
 
     def _free(self, state: RequestState) -> None:
         """Free whatever the sequences of a request hold, and let it start again."""
-        for seq in self._active(state):
+        for seq in state.unfinished:
             self._release(seq)
-        num_unfinished = sum(1 for _ in state.unfinished())
-        state.is_forked = num_unfinished == 1 or not self.memory.can_fork
+        state.start_again(can_fork=self.memory.can_fork)
 
     def _release(self, seq: Sequence) -> None:
         if self.memory.holds(seq):
@@ -293,3 +284,9 @@ class Scheduler:
         self._released.append(seq.seq_id)
         seq.num_computed_tokens = 0
         seq.num_table_entries_sent = 0
+
+
+def _sample(seq: Sequence) -> Sample:
+    """The sequence's next token."""
+    sampling = seq.request.sampling
+    return Sample(seq.seq_id, sampling.temperature, sampling.seed + seq.sample_index, len(seq.token_ids))

@@ -1,7 +1,5 @@
 """A request while it lives in the engine, and its sequences."""
 
-from collections.abc import Iterator
-
 from pbench.engine.request import Request
 
 
@@ -62,6 +60,7 @@ class RequestState:
     """
 
     __slots__ = (
+        "active",
         "added_ns",
         "first_scheduled_ns",
         "first_token_ns",
@@ -71,24 +70,28 @@ class RequestState:
         "num_recomputed_tokens",
         "request",
         "sequences",
+        "unfinished",
     )
 
     def __init__(self, request: Request, sequences: list[Sequence], added_ns: int) -> None:
         self.request = request
         self.sequences = sequences
+        self.unfinished = list(sequences)  # those that still want tokens, the leader first
         self.added_ns = added_ns
         self.first_scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
-        self.is_forked = len(sequences) == 1
         self.num_prefix_hit_tokens = 0
         self.num_recomputed_tokens = 0
         self.num_preemptions = 0
+        self.start_again(can_fork=True)
 
-    def unfinished(self) -> Iterator[Sequence]:
-        """The sequences that still want tokens, the leader first."""
-        return (seq for seq in self.sequences if not seq.is_finished)
+    def start_again(self, *, can_fork: bool) -> None:
+        """Begin with the prompt: with the leader alone, or with every sequence where none can fork from it."""
+        self.is_forked = len(self.unfinished) == 1 or not can_fork
+        self.active = self.unfinished if self.is_forked else self.unfinished[:1]  # those that may compute
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether every sequence has ended."""
-        return all(seq.is_finished for seq in self.sequences)
+    def fork(self) -> list[Sequence]:
+        """Let every sequence compute from now on; returns those that fork from the leader."""
+        self.is_forked = True
+        self.active = self.unfinished
+        return self.unfinished[1:]

@@ -88,7 +88,7 @@ def play(
         plan, counts = scheduler.schedule(start_ns=step)
         assert sum(len(seq.token_ids) for seq in plan.sequences) <= max_batch_tokens
         assert sum(len(seq.token_ids) for seq in plan.sequences) == counts.num_prefill_tokens + counts.num_decode_tokens
-        assert sum(1 for state in scheduler.running for _ in state.unfinished()) <= max_running
+        assert sum(1 for state in scheduler.running for _ in state.unfinished) <= max_running
         memory.check_integrity()
         assert memory.usage(scheduler.head).pool == memory.num_slots
         tokens = runner.run(plan)

@@ -1,0 +1,41 @@
+"""Triton, and where it is not installed (macOS) what lets the files of the kernels load without it.
+
+This folder has no ``__init__.py`` on purpose: from the repository's root a regular package called ``kernels``
+would shadow Hugging Face's package of that name, which transformers imports.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+__all__ = ["HAS_TRITON", "is_interpreted", "jit", "tl"]
+
+HAS_TRITON = find_spec("triton") is not None
+
+if HAS_TRITON:
+    import triton
+    from triton import language as tl
+else:
+    # What the signatures of kernels name; nothing else of Triton is touched before a kernel is launched.
+    tl = SimpleNamespace(constexpr=object, pointer_type=object, tensor=object)
+
+
+def jit(*, do_not_specialize: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a Triton kernel, or a function that kernels call.
+
+    ``do_not_specialize`` names the integers whose value changes from launch to launch: Triton would otherwise
+    compile once more whenever one becomes 1 or a multiple of 16.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        if not HAS_TRITON:
+            return function
+        return triton.jit(function, do_not_specialize=list(do_not_specialize))
+
+    return decorate
+
+
+def is_interpreted() -> bool:
+    """Whether Triton interprets kernels, on CPU tensors: ``TRITON_INTERPRET`` was 1 when it was imported."""
+    return HAS_TRITON and bool(triton.knobs.runtime.interpret)

@@ -1,0 +1,190 @@
+"""Where the K and V of a token lie: the two ways of addressing one layer of the pool.
+
+One layer is ``kv: (num_blocks, 2, num_kv_heads, block_size, head_dim)``, K at index 0 and V at index 1,
+contiguous, so that one (block, K or V, head) tile is one run of memory. Each sequence has a row of ``table:
+(num_sequences, width)``.
+
+Paged: the row is the sequence's block table, and its token t lies in block ``row[t // block_size]``, slot
+``t % block_size`` (Kwon et al., "Efficient Memory Management for Large Language Model Serving with
+PagedAttention", SOSP 2023, https://arxiv.org/abs/2309.06180).
+
+Contiguous: the layer is ONE block as large as the pool, ``row[0]`` is the first slot of the sequence's
+    extent, and
+its token t lies in slot ``row[0] + t``.
+
+Nothing of a row is read beyond the blocks that hold the sequence's context.
+"""
+
+import torch
+
+from pbench.kernels.compiler import jit, tl
+from pbench.kernels.launch import (
+    FLOAT_DTYPES,
+    check_contiguous,
+    check_dtype,
+    check_num_dims,
+    check_rows,
+    check_shape,
+)
+
+MAX_HEAD_DIM = 256
+
+
+@jit()
+def slot_offsets(
+    row_ptr: tl.pointer_type,  # the sequence's row of the table
+    start: tl.tensor,  # first token of the tile, a multiple of TILE_TOKENS
+    end: tl.tensor,  # tokens from here on are masked: their entries of the table are not read
+    HEAD_DIM: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_CONTIGUOUS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+) -> tl.tensor:
+    """Element offsets of a tile's slots from slot 0 of block 0 of the same head; int64 ``(TILE_TOKENS,)``."""
+    places = tl.arange(0, TILE_TOKENS)
+    if IS_CONTIGUOUS:
+        offsets = (tl.load(row_ptr).to(tl.int64) + start + places) * HEAD_DIM
+    elif BLOCK_SIZE >= TILE_TOKENS:  # the tile lies in one block
+        block_id = tl.load(row_ptr + start // BLOCK_SIZE).to(tl.int64)
+        block_offset = block_id * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
+        offsets = block_offset + (start % BLOCK_SIZE + places) * HEAD_DIM
+    else:
+        entries = row_ptr + (start + places) // BLOCK_SIZE
+        if IS_MASKED:
+            block_ids = tl.load(entries, mask=start + places < end, other=0).to(tl.int64)
+        else:
+            block_ids = tl.load(entries).to(tl.int64)
+        offsets = block_ids * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM) + (places % BLOCK_SIZE) * HEAD_DIM
+    return offsets
+
+
+@jit()
+def load_kv_tile(
+    key_ptr: tl.pointer_type,  # K of the first slot of block 0 of the head
+    value_offset: tl.tensor,  # elements from K to V of the same slot
+    row_ptr: tl.pointer_type,
+    start: tl.tensor,
+    end: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_CONTIGUOUS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """K and V of the tokens ``start`` .. ``start + TILE_TOKENS``, each ``(TILE_TOKENS, TILE_DIMS)``.
+
+    When IS_MASKED, tokens from ``end`` on are zero and their slots are not read.
+    """
+    offsets = slot_offsets(
+        row_ptr, start, end, HEAD_DIM, NUM_KV_HEADS, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS, IS_MASKED
+    )
+    dims = tl.arange(0, TILE_DIMS)
+    pointers = key_ptr + offsets[:, None] + dims[None, :]
+    if IS_MASKED:
+        is_token = start + tl.arange(0, TILE_TOKENS) < end
+        mask = is_token[:, None] & (dims < HEAD_DIM)[None, :]
+        key = tl.load(pointers, mask=mask, other=0.0)
+        value = tl.load(pointers + value_offset, mask=mask, other=0.0)
+    elif TILE_DIMS > HEAD_DIM:
+        mask = (dims < HEAD_DIM)[None, :]
+        key = tl.load(pointers, mask=mask, other=0.0)
+        value = tl.load(pointers + value_offset, mask=mask, other=0.0)
+    else:
+        key = tl.load(pointers)
+        value = tl.load(pointers + value_offset)
+    return key, value
+
+
+def pipeline_stages(tiles_in_flight: int, is_contiguous: bool) -> int:
+    """Return the ``num_stages`` with which Triton keeps ``tiles_in_flight`` tiles of K and V loading in a loop.
+
+    Block tables put one more load before that of a tile, and Triton spreads the stages evenly over such a
+    chain.
+    """
+    return tiles_in_flight + 1 if is_contiguous else 2 * tiles_in_flight + 1
+
+
+def check_attention(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    is_contiguous: bool,
+) -> None:
+    """Check the arguments that decode and prefill attention share.
+
+    Raises:
+        ValueError: a shape, dtype or stride that the kernels do not take, naming the argument.
+    """
+    check_num_dims("query", query, 3, "(num_tokens, num_heads, head_dim)")
+    check_kv(kv)
+    check_dtype("query", query, kv.dtype)
+    check_rows("query", query)
+    num_blocks, _, num_kv_heads, block_size, head_dim = kv.shape
+    if query.shape[2] != head_dim:
+        raise ValueError(f"query has head_dim {query.shape[2]} and kv {head_dim}; they must be equal")
+    if query.shape[1] % num_kv_heads:
+        raise ValueError(f"query has {query.shape[1]} heads; expected a multiple of kv's {num_kv_heads}")
+    check_num_dims("table", table, 2, "(num_sequences, width)")
+    check_dtype("table", table, torch.int32)
+    check_rows("table", table)
+    if is_contiguous and (num_blocks != 1 or table.shape[1] < 1):
+        raise ValueError(
+            f"contiguous addressing needs one block and a table of at least one column; kv has {num_blocks}"
+            f" blocks and table has shape {tuple(table.shape)}"
+        )
+    if not is_contiguous and block_size & (block_size - 1):
+        raise ValueError(f"kv has block_size {block_size}; paged addressing needs a power of two")
+    check_shape("context_lens", context_lens, (table.shape[0],))
+    check_dtype("context_lens", context_lens, torch.int32)
+    check_rows("context_lens", context_lens)
+
+
+def check_kv(kv: torch.Tensor) -> None:
+    """Check one layer of the pool.
+
+    Raises:
+        ValueError: it is not laid out as this file's head says, or of a dtype or head_dim without kernels.
+    """
+    check_num_dims("kv", kv, 5, "(num_blocks, 2, num_kv_heads, block_size, head_dim)")
+    check_dtype("kv", kv, *FLOAT_DTYPES)
+    check_contiguous("kv", kv)
+    if kv.shape[1] != 2:
+        raise ValueError(f"kv has shape {tuple(kv.shape)}; dimension 1 must hold K and V")
+    if kv.shape[4] % 16 or not 16 <= kv.shape[4] <= MAX_HEAD_DIM:
+        raise ValueError(f"kv has head_dim {kv.shape[4]}; expected a multiple of 16 up to {MAX_HEAD_DIM}")
+
+
+def gather_kv(
+    kv: torch.Tensor, table: torch.Tensor, context_lens: torch.Tensor, max_context: int, is_contiguous: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V of every sequence, side by side, by plain indexing: what the references attend to.
+
+    Returns:
+        Two tensors ``(num_sequences, num_kv_heads, length, head_dim)`` of kv's dtype, length at least
+        ``max_context`` (paged: rounded up to whole blocks). Past a sequence's context K is arbitrary and V is
+        zero.
+    """
+    num_kv_heads, block_size, head_dim = kv.shape[2:]
+    device = kv.device
+    heads = torch.arange(num_kv_heads, device=device)[:, None]
+    if is_contiguous:  # runs of one slot: (heads, slots) of the only block
+        num_runs, run_slots = block_size, 1
+        runs = table[:, :1] + torch.arange(max_context, device=device)
+    else:  # runs of one block: (blocks, heads)
+        num_runs, run_slots = 1, block_size
+        runs = table[:, : -(-max_context // block_size)].long() * (2 * num_kv_heads)
+    first_tokens = torch.arange(runs.shape[1], device=device) * run_slots
+    runs = torch.where(first_tokens < context_lens[:, None], runs, 0)[:, None] + heads * num_runs
+    memory = kv.view(-1, run_slots * head_dim)
+    shape = (len(table), num_kv_heads, runs.shape[2] * run_slots, head_dim)
+    # index_select copies whole rows, which a CPU does faster than indexing with two tensors.
+    key = memory.index_select(0, runs.flatten()).view(shape)
+    value = memory.index_select(0, (runs + num_kv_heads * num_runs).flatten()).view(shape)
+    # A weight of zero does not silence what lies in an unused slot: 0 * NaN is NaN.
+    is_unused = torch.arange(shape[2], device=device) >= context_lens[:, None]
+    return key, value.masked_fill_(is_unused[:, None, :, None], 0)

@@ -1,0 +1,352 @@
+"""Causal attention of several new tokens per sequence over the sequence's KV in the pool.
+
+The queries of sequence i are rows query_start[i] .. query_start[i + 1] of ``query``, and they are the LAST of
+the sequence's context_lens[i] tokens: what comes before them is a cached prefix, or an earlier chunk of the
+prompt. For the query at position p of its sequence and query head h, whose KV head is g = h // (num_heads /
+num_kv_heads)::
+
+    out[h] = sum_t softmax_t(scale * query[h] . K[g, t]) V[g, t],    t <= p
+
+Computed tile by tile with an online softmax (FlashAttention-2, Dao, 2023, https://arxiv.org/abs/2307.08691).
+A tile of rows holds (query, head of the group) pairs, heads fastest, so that all heads of a group share the K
+and V that they read. Tiles of K and V that every row sees whole are not masked; only those on the diagonal
+are.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from pbench.kernels.compiler import jit, tl
+from pbench.kernels.kv_layout import check_attention, gather_kv, load_kv_tile, pipeline_stages
+from pbench.kernels.launch import (
+    ceil_div,
+    check_contiguous,
+    check_dtype,
+    check_rows,
+    check_shape,
+    device_limits,
+    next_power_of_2,
+    runs_on_triton,
+)
+
+
+class PrefillTiling(NamedTuple):
+    """How a launch is cut up."""
+
+    tile_rows: int  # (query, head of the group) pairs of a program
+    tile_tokens: int
+    num_warps: int
+    tiles_in_flight: int  # loaded ahead of the one being computed
+
+
+@jit()
+def _attend_tile(
+    query: tl.tensor,  # (TILE_ROWS, TILE_DIMS)
+    positions: tl.tensor,  # (TILE_ROWS,): the last token that the row sees
+    top: tl.tensor,  # (TILE_ROWS,) float32: largest score so far, times scale_log2
+    total: tl.tensor,  # (TILE_ROWS,) float32: sum of exponentials so far, over 2^top
+    acc: tl.tensor,  # (TILE_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
+    key_ptr: tl.pointer_type,
+    value_offset: tl.tensor,
+    row_ptr: tl.pointer_type,
+    start: tl.tensor,
+    end: tl.tensor,
+    scale_log2: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    IS_CONTIGUOUS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+    IS_MASKED: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """One step of the online softmax."""
+    key, value = load_kv_tile(
+        key_ptr,
+        value_offset,
+        row_ptr,
+        start,
+        end,
+        HEAD_DIM,
+        NUM_KV_HEADS,
+        BLOCK_SIZE,
+        IS_CONTIGUOUS,
+        TILE_TOKENS,
+        TILE_DIMS,
+        IS_MASKED,
+    )
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    if IS_MASKED:
+        tokens = start + tl.arange(0, TILE_TOKENS)
+        scores = tl.where(tokens[None, :] <= positions[:, None], scores, float("-inf"))
+    # Every row sees token 0, which is in the first tile, so new_top is finite from then on.
+    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
+    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
+    decay = tl.exp2(top - new_top)
+    total = total * decay + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+    return new_top, total, acc
+
+
+@jit(do_not_specialize=("table_stride", "num_slots"))
+def _prefill_attention_kernel(
+    query_ptr: tl.pointer_type,  # (num_tokens, NUM_HEADS, HEAD_DIM)
+    kv_ptr: tl.pointer_type,  # (num_blocks, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
+    table_ptr: tl.pointer_type,  # (num_sequences, width)
+    query_start_ptr: tl.pointer_type,  # (num_sequences + 1,)
+    context_lens_ptr: tl.pointer_type,  # (num_sequences,)
+    out_ptr: tl.pointer_type,  # (num_tokens, NUM_HEADS, HEAD_DIM)
+    query_stride_token: tl.tensor,
+    query_stride_head: tl.tensor,
+    table_stride: tl.tensor,
+    num_slots: tl.tensor,  # of the pool; contiguous addressing only
+    scale_log2: tl.tensor,  # scale * log2(e)
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,  # paged addressing only
+    IS_CONTIGUOUS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+) -> None:
+    """Grid: (row tiles of the longest query, KV heads, num_sequences)."""
+    GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2).to(tl.int64)
+    first_query = tl.load(query_start_ptr + sequence)
+    query_len = tl.load(query_start_ptr + sequence + 1) - first_query
+    # The last rows see the most tokens: started first, they do not end up running alone.
+    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE_ROWS
+    if first_row >= query_len * GROUP:
+        return
+    prefix_len = tl.load(context_lens_ptr + sequence) - query_len
+
+    rows = first_row + tl.arange(0, TILE_ROWS)
+    queries = rows // GROUP
+    heads = kv_head * GROUP + rows % GROUP
+    dims = tl.arange(0, TILE_DIMS)
+    mask = (queries < query_len)[:, None] & (dims < HEAD_DIM)[None, :]
+    tokens = first_query.to(tl.int64) + queries
+    query_offsets = tokens[:, None] * query_stride_token + heads[:, None] * query_stride_head + dims[None, :]
+    query = tl.load(query_ptr + query_offsets, mask=mask, other=0.0)
+
+    row_ptr = table_ptr + sequence * table_stride
+    head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
+    key_ptr = kv_ptr + kv_head * head_stride
+    value_offset = NUM_KV_HEADS * head_stride
+
+    positions = prefix_len + queries
+    end = prefix_len + tl.minimum((first_row + TILE_ROWS - 1) // GROUP + 1, query_len)
+    full_end = (prefix_len + first_row // GROUP + 1) // TILE_TOKENS * TILE_TOKENS  # the first row sees all before this
+
+    top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([TILE_ROWS], tl.float32)
+    acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
+    for start in range(0, full_end, TILE_TOKENS):
+        top, total, acc = _attend_tile(
+            query,
+            positions,
+            top,
+            total,
+            acc,
+            key_ptr,
+            value_offset,
+            row_ptr,
+            start,
+            end,
+            scale_log2,
+            HEAD_DIM,
+            NUM_KV_HEADS,
+            BLOCK_SIZE,
+            IS_CONTIGUOUS,
+            TILE_TOKENS,
+            TILE_DIMS,
+            False,
+        )
+    for start in range(full_end, end, TILE_TOKENS):
+        top, total, acc = _attend_tile(
+            query,
+            positions,
+            top,
+            total,
+            acc,
+            key_ptr,
+            value_offset,
+            row_ptr,
+            start,
+            end,
+            scale_log2,
+            HEAD_DIM,
+            NUM_KV_HEADS,
+            BLOCK_SIZE,
+            IS_CONTIGUOUS,
+            TILE_TOKENS,
+            TILE_DIMS,
+            True,
+        )
+    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    out_rows = tokens * NUM_HEADS + heads
+    tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    max_query_len: int,
+    scale: float,
+    is_contiguous: bool = False,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend causally from the last tokens of every sequence to its KV, their own included: ``(T, H, D)``.
+
+    Args:
+        query: ``(T, H, D)``, float32, bfloat16 or float16, the sequences' queries one after the other; the
+            last dimension contiguous.
+        kv: one layer of the pool (kv_layout.py), of query's dtype, H a multiple of its KV heads. It already
+            holds the K and V of the queries' own tokens.
+        table: int32 ``(B, width)``: block tables, or in column 0 the first slots of extents.
+        query_start: int32 ``(B + 1,)``, rising from 0 to T; a sequence may have no queries.
+        context_lens: int32 ``(B,)``, tokens of the sequence up to and including its last query.
+        max_query_len: no sequence has more queries; with fewer than the true number, rows are left unwritten.
+        scale: positive factor of the scores, usually ``D ** -0.5``.
+        is_contiguous: how the table addresses the pool.
+        out: where to write, contiguous; a new tensor otherwise.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    check_attention(query, kv, table, context_lens, is_contiguous)
+    check_shape("query_start", query_start, (table.shape[0] + 1,))
+    check_dtype("query_start", query_start, torch.int32)
+    check_rows("query_start", query_start)
+    if out is None:
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    else:
+        check_shape("out", out, query.shape)
+        check_dtype("out", out, query.dtype)
+        check_contiguous("out", out)
+    if not runs_on_triton(query):
+        result = prefill_attention_reference(
+            query, kv, table, query_start, context_lens, scale=scale, is_contiguous=is_contiguous
+        )
+        return out.copy_(result)
+    return prefill_attention_triton(
+        query,
+        kv,
+        table,
+        query_start,
+        context_lens,
+        out,
+        max_query_len=max_query_len,
+        scale=scale,
+        is_contiguous=is_contiguous,
+        tiling=choose_tiling(query, kv, max_query_len),
+    )
+
+
+def prefill_attention_triton(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    max_query_len: int,
+    scale: float,
+    is_contiguous: bool,
+    tiling: PrefillTiling,
+) -> torch.Tensor:
+    """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says."""
+    num_sequences = table.shape[0]
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
+    num_row_tiles = ceil_div(max_query_len * (num_heads // num_kv_heads), tiling.tile_rows)
+    if num_sequences == 0 or num_row_tiles == 0:
+        return out
+    _prefill_attention_kernel[(num_row_tiles, num_kv_heads, num_sequences)](
+        query,
+        kv,
+        table,
+        query_start,
+        context_lens,
+        out,
+        query.stride(0),
+        query.stride(1),
+        table.stride(0),
+        num_slots,
+        scale * math.log2(math.e),
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=1 if is_contiguous else num_slots,
+        IS_CONTIGUOUS=is_contiguous,
+        TILE_ROWS=tiling.tile_rows,
+        TILE_TOKENS=tiling.tile_tokens,
+        TILE_DIMS=next_power_of_2(head_dim),
+        num_warps=tiling.num_warps,
+        num_stages=pipeline_stages(tiling.tiles_in_flight, is_contiguous),
+    )
+    return out
+
+
+def choose_tiling(query: torch.Tensor, kv: torch.Tensor, max_query_len: int) -> PrefillTiling:
+    """How to cut up a launch on this device, from shapes alone."""
+    row_bytes = next_power_of_2(query.shape[2]) * query.element_size()
+    group = query.shape[1] // kv.shape[2]
+    # Without tensor cores, which float32 does not use, a large tile only spills registers.
+    max_rows, max_tokens = (32, 32) if query.dtype is torch.float32 else (128, 64)
+    tile_rows = min(next_power_of_2(max(max_query_len * group, 16)), max_rows)
+    budget = device_limits(query).shared_memory_bytes * 15 // 16  # the rest is for the reductions
+    for tile_tokens, tiles_in_flight in ((64, 2), (32, 2), (16, 2)):
+        kv_rows = 2 * tile_tokens * (tiles_in_flight + 1)
+        if tile_tokens <= max_tokens and (tile_rows + kv_rows) * row_bytes <= budget:
+            break
+    else:
+        tile_rows, tile_tokens, tiles_in_flight = min(tile_rows, 64), 16, 1
+    num_warps = 8 if tile_rows == 128 else 4
+    return PrefillTiling(tile_rows, tile_tokens, num_warps, tiles_in_flight)
+
+
+def prefill_attention_reference(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens: torch.Tensor,
+    *,
+    scale: float,
+    is_contiguous: bool = False,
+) -> torch.Tensor:
+    """``prefill_attention`` in plain torch, one sequence after the other; float64 too."""
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads = kv.shape[2]
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    starts = query_start.tolist()
+    for i, context_len in enumerate(context_lens.tolist()):
+        first, last = starts[i], starts[i + 1]
+        query_len = last - first
+        if query_len == 0:
+            continue
+        key, value = gather_kv(kv, table[i : i + 1], context_lens[i : i + 1], context_len, is_contiguous)
+        # The heads of a group stand in the batch dimension, over which K and V are expanded without a copy.
+        grouped = query[first:last].reshape(query_len, num_kv_heads, -1, head_dim).permute(2, 1, 0, 3)
+        positions = torch.arange(context_len - query_len, context_len, device=query.device)
+        tokens = torch.arange(context_len, device=query.device)
+        attended = scaled_dot_product_attention(
+            grouped,
+            key[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
+            value[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
+            attn_mask=tokens <= positions[:, None],
+            scale=scale,
+        )  # (group, num_kv_heads, query_len, head_dim)
+        out[first:last] = attended.permute(2, 1, 0, 3).reshape(query_len, num_heads, head_dim)
+    return out

@@ -1,0 +1,179 @@
+"""Root-mean-square normalisation, alone or fused with the addition of the residual stream.
+
+Over the last dimension, of size n (Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467)::
+
+    rms_norm(x) = weight * x / sqrt(mean(x^2) + eps)
+
+in float32, rounded to x's dtype before the product with the weight and once more after it, as Llama's models
+do.
+"""
+
+import torch
+
+from pbench.kernels.compiler import jit, tl
+from pbench.kernels.launch import (
+    FLOAT_DTYPES,
+    ceil_div,
+    check_contiguous,
+    check_dtype,
+    check_rows,
+    check_shape,
+    next_power_of_2,
+    runs_on_triton,
+)
+
+MAX_SIZE = 32768  # one program holds a row in its registers
+
+
+@jit(do_not_specialize=("num_rows",))
+def _rms_norm_kernel(
+    x_ptr: tl.pointer_type,  # (num_rows / num_inner, num_inner, SIZE)
+    residual_ptr: tl.pointer_type,  # (num_rows, SIZE), added to x first
+    weight_ptr: tl.pointer_type,  # (SIZE,)
+    normed_ptr: tl.pointer_type,  # (num_rows, SIZE)
+    sum_ptr: tl.pointer_type,  # (num_rows, SIZE): x + residual
+    num_rows: tl.tensor,
+    num_inner: tl.tensor,
+    outer_stride: tl.tensor,
+    inner_stride: tl.tensor,
+    eps: tl.tensor,
+    HAS_RESIDUAL: tl.constexpr,
+    SIZE: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+) -> None:
+    """Grid: (row tiles,)."""
+    rows = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    columns = tl.arange(0, TILE_SIZE)
+    mask = (rows < num_rows)[:, None] & (columns < SIZE)[None, :]
+    x_rows = rows // num_inner * outer_stride + rows % num_inner * inner_stride
+    offsets = rows[:, None] * SIZE + columns[None, :]
+    x = tl.load(x_ptr + x_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+        rounded_sum = (x + residual).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + offsets, rounded_sum, mask=mask)
+        x = rounded_sum.to(tl.float32)
+    mean_square = tl.sum(x * x, 1) / SIZE
+    normed = (x * tl.rsqrt(mean_square + eps)[:, None]).to(normed_ptr.dtype.element_ty)
+    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
+    out = weight[None, :] * normed.to(tl.float32)
+    tl.store(normed_ptr + offsets, out.to(normed_ptr.dtype.element_ty), mask=mask)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise the last dimension of ``x``; a new contiguous tensor of its shape and dtype.
+
+    Args:
+        x: ``(..., n)``, float32, bfloat16 or float16, n at most 32768; with up to three dimensions a slice of
+            a wider tensor is read in place, if its last dimension is contiguous.
+        weight: ``(n,)`` of x's dtype.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    _check(x, weight)
+    return rms_norm_triton(x, weight, eps) if runs_on_triton(x) else rms_norm_reference(x, weight, eps)
+
+
+def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Launch the kernel on checked arguments (see ``rms_norm``)."""
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(x, None, weight, normed, normed, eps)
+    return normed
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``rms_norm`` in plain torch; float64 too."""
+    computed = x.to(torch.promote_types(x.dtype, torch.float32))
+    computed = computed * torch.rsqrt(computed.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * computed.to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``new_residual = x + residual``, rounded, and its normalisation: ``(normed, new_residual)``.
+
+    Args:
+        x: as for ``rms_norm``.
+        residual: of x's shape and dtype, contiguous.
+        weight: ``(n,)`` of x's dtype.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    _check(x, weight)
+    check_shape("residual", residual, x.shape)
+    check_dtype("residual", residual, x.dtype)
+    check_contiguous("residual", residual)
+    if runs_on_triton(x):
+        return add_rms_norm_triton(x, residual, weight, eps)
+    return add_rms_norm_reference(x, residual, weight, eps)
+
+
+def add_rms_norm_triton(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernel on checked arguments (see ``add_rms_norm``)."""
+    normed = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_residual = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _launch(x, residual, weight, normed, new_residual, eps)
+    return normed, new_residual
+
+
+def add_rms_norm_reference(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``add_rms_norm`` in plain torch; float64 too."""
+    new_residual = x + residual
+    return rms_norm_reference(new_residual, weight, eps), new_residual
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
+    check_dtype("x", x, *FLOAT_DTYPES)
+    check_rows("x", x)
+    if not 1 <= x.shape[-1] <= MAX_SIZE:
+        raise ValueError(f"x has shape {tuple(x.shape)}; its last dimension must be from 1 to {MAX_SIZE}")
+    check_shape("weight", weight, (x.shape[-1],))
+    check_dtype("weight", weight, x.dtype)
+    check_contiguous("weight", weight)
+
+
+def _launch(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    normed: torch.Tensor,
+    new_residual: torch.Tensor,
+    eps: float,
+) -> None:
+    size = x.shape[-1]
+    num_rows = x.numel() // size
+    if num_rows == 0:
+        return
+    if x.dim() > 3:
+        x = x.flatten(0, -3)
+    num_inner, inner_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
+    outer_stride = x.stride(0) if x.dim() > 1 else 0
+    tile_size = next_power_of_2(size)
+    tile_rows = max(1, 1024 // tile_size)
+    _rms_norm_kernel[(ceil_div(num_rows, tile_rows),)](
+        x,
+        x if residual is None else residual,
+        weight,
+        normed,
+        new_residual,
+        num_rows,
+        num_inner,
+        outer_stride,
+        inner_stride,
+        eps,
+        HAS_RESIDUAL=residual is not None,
+        SIZE=size,
+        TILE_ROWS=tile_rows,
+        TILE_SIZE=tile_size,
+        num_warps=min(max(tile_size // 512, 4), 16),
+    )

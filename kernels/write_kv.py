@@ -1,0 +1,121 @@
+"""Write new K and V into their slots of one layer of the pool.
+
+Slot s of the pool is slot ``s % block_size`` of block ``s // block_size``; with contiguous addressing, where
+the pool is one block, that is slot s itself::
+
+    kv[slots[i] // block_size, 0, :, slots[i] % block_size] = key[i]
+    kv[slots[i] // block_size, 1, :, slots[i] % block_size] = value[i]
+"""
+
+import torch
+
+from pbench.kernels.compiler import jit, tl
+from pbench.kernels.kv_layout import check_kv
+from pbench.kernels.launch import (
+    ceil_div,
+    check_dtype,
+    check_num_dims,
+    check_rows,
+    check_shape,
+    next_power_of_2,
+    runs_on_triton,
+)
+
+
+@jit(do_not_specialize=("block_size",))
+def _write_kv_kernel(
+    key_ptr: tl.pointer_type,  # (num_tokens, NUM_KV_HEADS, HEAD_DIM)
+    value_ptr: tl.pointer_type,  # (num_tokens, NUM_KV_HEADS, HEAD_DIM)
+    kv_ptr: tl.pointer_type,  # (num_blocks, 2, NUM_KV_HEADS, block_size, HEAD_DIM)
+    slots_ptr: tl.pointer_type,  # (num_tokens,)
+    key_stride_token: tl.tensor,
+    key_stride_head: tl.tensor,
+    value_stride_token: tl.tensor,
+    value_stride_head: tl.tensor,
+    block_size: tl.tensor,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+) -> None:
+    """Grid: (num_tokens, head tiles)."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots_ptr + token)
+    if slot < 0:
+        return
+    heads = tl.program_id(1) * TILE_HEADS + tl.arange(0, TILE_HEADS)
+    dims = tl.arange(0, TILE_DIMS)
+    mask = (heads < NUM_KV_HEADS)[:, None] & (dims < HEAD_DIM)[None, :]
+    key_offsets = token * key_stride_token + heads[:, None] * key_stride_head + dims[None, :]
+    value_offsets = token * value_stride_token + heads[:, None] * value_stride_head + dims[None, :]
+    key = tl.load(key_ptr + key_offsets, mask=mask)
+    value = tl.load(value_ptr + value_offsets, mask=mask)
+
+    head_stride = block_size.to(tl.int64) * HEAD_DIM
+    slot_offset = slot // block_size * (2 * NUM_KV_HEADS) * head_stride + slot % block_size * HEAD_DIM
+    pointers = kv_ptr + slot_offset + heads[:, None] * head_stride + dims[None, :]
+    tl.store(pointers, key, mask=mask)
+    tl.store(pointers + NUM_KV_HEADS * head_stride, value, mask=mask)
+
+
+def write_kv(key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
+    """Write ``key[i]`` and ``value[i]`` into slot ``slots[i]`` of one layer.
+
+    Args:
+        key: ``(T, Hkv, D)`` of kv's dtype; a slice of a wider tensor will do, if its last dimension is
+            contiguous.
+        value: like key.
+        kv: one layer of the pool (kv_layout.py).
+        slots: int64 ``(T,)``, each at most once. A token whose slot is negative (the padding of a CUDA graph)
+            is skipped.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    check_kv(kv)
+    check_num_dims("key", key, 3, "(num_tokens, num_kv_heads, head_dim)")
+    num_tokens = key.shape[0]
+    for name, tensor in (("key", key), ("value", value)):
+        check_shape(name, tensor, (num_tokens, kv.shape[2], kv.shape[4]))
+        check_dtype(name, tensor, kv.dtype)
+        check_rows(name, tensor)
+    check_shape("slots", slots, (num_tokens,))
+    check_dtype("slots", slots, torch.int64)
+    check_rows("slots", slots)
+    if runs_on_triton(kv):
+        write_kv_triton(key, value, kv, slots)
+    else:
+        write_kv_reference(key, value, kv, slots)
+
+
+def write_kv_triton(key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
+    """Launch the kernel on checked arguments (see ``write_kv``)."""
+    num_tokens, num_kv_heads, head_dim = key.shape
+    if num_tokens == 0:
+        return
+    tile_dims = next_power_of_2(head_dim)
+    tile_heads = min(next_power_of_2(num_kv_heads), 4096 // tile_dims)
+    _write_kv_kernel[(num_tokens, ceil_div(num_kv_heads, tile_heads))](
+        key,
+        value,
+        kv,
+        slots,
+        key.stride(0),
+        key.stride(1),
+        value.stride(0),
+        value.stride(1),
+        kv.shape[3],
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        TILE_HEADS=tile_heads,
+        TILE_DIMS=tile_dims,
+    )
+
+
+def write_kv_reference(key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, slots: torch.Tensor) -> None:
+    """``write_kv`` in plain torch."""
+    is_written = slots >= 0
+    slots = slots[is_written]
+    block_ids, offsets = slots // kv.shape[3], slots % kv.shape[3]
+    kv[block_ids, 0, :, offsets] = key[is_written]
+    kv[block_ids, 1, :, offsets] = value[is_written]

@@ -1,0 +1,105 @@
+"""Every kernel compiles for a Hopper GPU, on any machine: the interpreter accepts what the compiler refuses.
+
+The compiler and the interpreter exclude each other in one process, so this file runs itself in another.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pbench
+from pbench.kernels.compiler import HAS_TRITON
+
+HEADS = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8}
+INTEGER_POINTERS = {
+    "table_ptr": "*i32",
+    "context_lens_ptr": "*i32",
+    "query_start_ptr": "*i32",
+    "slots_ptr": "*i64",
+    "pairs_ptr": "*i64",
+    "positions_ptr": "*i64",
+}
+FLOAT32_POINTERS = {"partial_ptr": "*fp32", "log_sum_ptr": "*fp32", "cos_sin_ptr": "*fp32"}
+FLOATS = ("scale_log2", "eps")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_every_kernel_compiles(tmp_path):
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(pbench.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", __file__], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    compiled = set(done.stdout.split())
+    assert compiled == {
+        path.stem for path in Path(pbench.__file__).parent.glob("kernels/*.py") if "_kernel(" in path.read_text()
+    }
+
+
+def compile_kernel(kernel, constants, dtype="bf16", **options):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS).get(name, f"*{dtype}")
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+def compile_all():
+    from pbench.kernels import (
+        copy_blocks,
+        decode_attention,
+        prefill_attention,
+        rms_norm,
+        rotary,
+        silu_and_mul,
+        write_kv,
+    )
+
+    compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 8192}, num_warps=8)
+    print("copy_blocks")
+    layouts = [(dim, dtype, contiguous) for dim, dtype in ((128, "bf16"), (80, "fp32")) for contiguous in (0, 1)]
+    for dim, dtype, is_contiguous in layouts:
+        tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
+        constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
+        decode = constants | {"TILE_ROWS": 16, "MIN_SPLIT_TILES": 4}
+        compile_kernel(decode_attention._decode_attention_kernel, decode, dtype)
+        prefill = constants | {"TILE_ROWS": 32}
+        compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype)
+    print("decode_attention")
+    print("prefill_attention")
+    reduction = {"NUM_HEADS": 32, "HEAD_DIM": 80, "TILE_DIMS": 128, "MIN_SPLIT_TILES": 4, "TILE_TOKENS": 32}
+    reduction |= {"MAX_SPLITS": decode_attention.MAX_SPLITS, "TILE_SPLITS": 8}
+    compile_kernel(decode_attention._reduce_splits_kernel, reduction)
+    for has_residual in (False, True):
+        row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
+        compile_kernel(rms_norm._rms_norm_kernel, row)
+    print("rms_norm")
+    plane = {"HALF_DIM": 64, "TILE_HEADS": 32, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
+    compile_kernel(rotary._rotary_embedding_kernel, HEADS | plane)
+    print("rotary")
+    compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
+    print("silu_and_mul")
+    slot = {"NUM_KV_HEADS": 8, "HEAD_DIM": 128, "TILE_HEADS": 8, "TILE_DIMS": 128}
+    compile_kernel(write_kv._write_kv_kernel, slot)
+    print("write_kv")
+
+
+if __name__ == "__main__":
+    compile_all()

@@ -1,0 +1,270 @@
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pbench.kernels.prefill_attention import (
+    PrefillTiling,
+    choose_tiling,
+    prefill_attention,
+    prefill_attention_reference,
+    prefill_attention_triton,
+)
+
+SMALL_TILES = PrefillTiling(tile_rows=16, tile_tokens=16, num_warps=4, tiles_in_flight=2)
+
+
+def random_queries(cache, query_lens, num_heads, seed=1):
+    """Queries as slices of a wider tensor, and where each sequence's begin."""
+    generator = torch.Generator().manual_seed(seed)
+    packed = torch.randn(sum(query_lens), num_heads + 2, cache.kv.shape[-1], generator=generator)
+    query_start = torch.tensor([0, *query_lens]).cumsum(0).to(cache.kv.device, torch.int32)
+    return packed.to(cache.kv.device, cache.kv.dtype)[:, :num_heads], query_start
+
+
+def exact(query, query_start, cache, scale):
+    """The formula in float64, query by query."""
+    pool = cache.double()["kv"]
+    num_kv_heads, block_size = pool.shape[2:4]
+    out = torch.zeros(query.shape, dtype=torch.float64, device=query.device)
+    for i, length in enumerate(cache.context_lens.tolist()):
+        first, last = query_start[i : i + 2].tolist()
+        for row in range(first, last):
+            tokens = torch.arange(length - (last - 1 - row), device=query.device)
+            if cache.is_contiguous:
+                block_ids, slots = torch.zeros_like(tokens), cache.table[i, 0] + tokens
+            else:
+                block_ids, slots = cache.table[i, tokens // block_size].long(), tokens % block_size
+            key, value = pool[block_ids, 0, :, slots], pool[block_ids, 1, :, slots]
+            grouped = query[row].double().view(num_kv_heads, -1, query.shape[2])
+            scores = torch.einsum("tkd,kgd->kgt", key, grouped) * scale
+            out[row] = torch.einsum("kgt,tkd->kgd", scores.softmax(-1), value).flatten(0, 1)
+    return out
+
+
+def run_triton(query, query_start, cache, max_query_len, tiling, scale=0.2):
+    out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
+    return prefill_attention_triton(
+        query,
+        cache.kv,
+        cache.table,
+        query_start,
+        cache.context_lens,
+        out,
+        max_query_len=max_query_len,
+        scale=scale,
+        is_contiguous=cache.is_contiguous,
+        tiling=tiling,
+    )
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim", "block_size"),
+    [(4, 4, 16, 16), (8, 2, 80, 8), (8, 1, 64, 1), (6, 2, 96, 32), (16, 2, 128, 64)],
+)
+def test_kernel_is_the_formula_for_whole_prompts_chunks_and_cached_prefixes(
+    build_cache, device, attention_dtype, num_heads, num_kv_heads, head_dim, block_size, is_contiguous
+):
+    dtype, tolerance = attention_dtype
+    query_lens = [1, 17, 5, 0, 16, 1, 2]
+    context_lens = [1, 17, 40, 9, 48, 33, 2 * block_size + 1]
+    cache = build_cache(
+        context_lens,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        is_contiguous=is_contiguous,
+        dtype=dtype,
+        device=device,
+    )
+    query, query_start = random_queries(cache, query_lens, num_heads)
+    out = run_triton(query, query_start, cache, 17, SMALL_TILES)
+    expected = exact(query, query_start, cache, 0.2)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize("num_heads", [2, 8])
+def test_reference_is_the_formula(build_cache, num_heads, is_contiguous):
+    cache = build_cache([9, 20, 0, 33, 4], num_kv_heads=2, head_dim=16, block_size=8, is_contiguous=is_contiguous)
+    query, query_start = random_queries(cache, [9, 4, 0, 1, 0], num_heads)
+    out = prefill_attention_reference(
+        query.double(),
+        query_start=query_start,
+        **cache.double(),
+        scale=0.3,
+        is_contiguous=is_contiguous,
+    )
+    torch.testing.assert_close(out, exact(query, query_start, cache, 0.3), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtype, is_contiguous):
+    cache = build_cache([7, 40], num_kv_heads=2, head_dim=32, block_size=16, is_contiguous=is_contiguous, dtype=dtype)
+    query, query_start = random_queries(cache, [7, 3], 4)
+    out = torch.full(query.shape, float("nan"), dtype=dtype)
+    arguments = (query, cache.kv, cache.table, query_start, cache.context_lens)
+    options = {"max_query_len": 7, "scale": 0.2, "is_contiguous": is_contiguous}
+    assert prefill_attention(*arguments, **options, out=out) is out
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    expected = exact(query, query_start, cache, 0.2)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+    assert torch.equal(prefill_attention(*arguments, **options), out)
+
+
+def test_a_prompt_in_chunks_gives_what_it_gives_at_once(build_cache, device):
+    cache = build_cache([50], num_kv_heads=2, head_dim=32, block_size=16, is_contiguous=False, device=device)
+    query, query_start = random_queries(cache, [50], 6)
+    at_once = run_triton(query, query_start, cache, 50, SMALL_TILES)
+    for first, last in ((0, 7), (7, 40), (40, 50)):
+        cache.context_lens.fill_(last)
+        starts = torch.tensor([0, last - first], dtype=torch.int32, device=device)
+        chunk = run_triton(query[first:last], starts, cache, last - first, SMALL_TILES)
+        torch.testing.assert_close(chunk, at_once[first:last], rtol=1e-5, atol=1e-5)
+
+
+def test_max_query_len_may_be_larger_than_any_query(build_cache, device):
+    cache = build_cache([20, 3], num_kv_heads=1, head_dim=16, block_size=8, is_contiguous=False, device=device)
+    query, query_start = random_queries(cache, [6, 3], 2)
+    expected = exact(query, query_start, cache, 0.2)
+    for max_query_len in (6, 7, 100):
+        out = run_triton(query, query_start, cache, max_query_len, SMALL_TILES)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@st.composite
+def query_and_context_lens(draw):
+    lens = draw(
+        st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=3).filter(
+            lambda pairs: any(query_len for query_len, _ in pairs)
+        )
+    )
+    return [query_len for query_len, _ in lens], [query_len + prefix_len for query_len, prefix_len in lens]
+
+
+@given(
+    lens=query_and_context_lens(),
+    num_kv_heads=st.integers(1, 2),
+    group=st.sampled_from([1, 3, 4, 17]),
+    block_size=st.sampled_from([1, 8, 16, 32]),
+    is_contiguous=st.booleans(),
+    tile_rows=st.sampled_from([16, 32]),
+    tile_tokens=st.sampled_from([16, 32]),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_kernel_is_the_reference_for_any_lengths(
+    build_cache,
+    device,
+    lens,
+    num_kv_heads,
+    group,
+    block_size,
+    is_contiguous,
+    tile_rows,
+    tile_tokens,
+    seed,
+):
+    query_lens, context_lens = lens
+    cache = build_cache(
+        context_lens,
+        num_kv_heads=num_kv_heads,
+        head_dim=16,
+        block_size=block_size,
+        is_contiguous=is_contiguous,
+        device=device,
+        seed=seed,
+    )
+    query, query_start = random_queries(cache, query_lens, num_kv_heads * group, seed)
+    tiling = PrefillTiling(tile_rows, tile_tokens, num_warps=4, tiles_in_flight=1)
+    out = run_triton(query, query_start, cache, max(query_lens), tiling)
+    expected = prefill_attention_reference(
+        query.double(), query_start=query_start, **cache.double(), scale=0.2, is_contiguous=is_contiguous
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+def test_kernel_is_right_with_the_tiles_that_the_launcher_chooses(build_cache, device, is_contiguous):
+    cache = build_cache(
+        [150, 90],
+        num_kv_heads=1,
+        head_dim=64,
+        block_size=16,
+        is_contiguous=is_contiguous,
+        dtype=torch.float16,
+        device=device,
+    )
+    query, query_start = random_queries(cache, [70, 90], 4)
+    tiling = choose_tiling(query, cache.kv, 90)
+    assert tiling.tile_rows == 128
+    out = run_triton(query, query_start, cache, 90, tiling)
+    expected = prefill_attention_reference(
+        query.double(), query_start=query_start, **cache.double(), scale=0.2, is_contiguous=is_contiguous
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(32, 8, 128), (16, 8, 128), (8, 1, 256)])
+def test_launcher_is_right_at_the_sizes_of_a_model(
+    build_cache, num_heads, num_kv_heads, head_dim, block_size, is_contiguous
+):
+    query_lens = [1, 1000, 64, 777, 0, 33]
+    context_lens = [500, 1000, 4000, 900, 12, 33]
+    cache = build_cache(
+        context_lens,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        block_size=block_size,
+        is_contiguous=is_contiguous,
+        dtype=torch.bfloat16,
+        device="cuda",
+    )
+    query, query_start = random_queries(cache, query_lens, num_heads)
+    scale = head_dim**-0.5
+    out = prefill_attention(
+        query,
+        cache.kv,
+        cache.table,
+        query_start,
+        cache.context_lens,
+        max_query_len=1000,
+        scale=scale,
+        is_contiguous=is_contiguous,
+    )
+    expected = prefill_attention_reference(
+        query.double(), query_start=query_start, **cache.double(), scale=scale, is_contiguous=is_contiguous
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_start": torch.zeros(2, dtype=torch.int32)}, "query_start has shape"),
+        ({"query_start": torch.zeros(3, dtype=torch.int64)}, "query_start is int64; expected int32"),
+        ({"query": torch.zeros(5, 4, 32)}, "query has head_dim 32 and kv 16"),
+        ({"query": torch.zeros(5, 64)}, "query has shape"),
+        ({"context_lens": torch.zeros(3, dtype=torch.int32)}, "context_lens has shape"),
+        ({"out": torch.zeros(4, 4, 16)}, "out has shape"),
+        ({"out": torch.zeros(5, 4, 16, dtype=torch.float16)}, "out is float16; expected float32"),
+    ],
+)
+def test_launcher_names_the_argument_that_does_not_fit(change, message):
+    arguments = {
+        "query": torch.zeros(5, 4, 16),
+        "kv": torch.zeros(3, 2, 2, 8, 16),
+        "table": torch.zeros(2, 1, dtype=torch.int32),
+        "query_start": torch.tensor([0, 2, 5], dtype=torch.int32),
+        "context_lens": torch.tensor([2, 3], dtype=torch.int32),
+        "max_query_len": 3,
+        "scale": 1.0,
+    }
+    assert prefill_attention(**arguments).shape == (5, 4, 16)
+    with pytest.raises(ValueError, match=message):
+        prefill_attention(**(arguments | change))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pbench.engine.errors import ConfigError
-from pbench.engine.model_config import ModelConfig
+from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
 
 MEMORY_SPECS = ("paged", "contiguous:max")
 
@@ -27,12 +27,15 @@ class EngineConfig:
     is_prefix_cached: bool = True  # paged only
     dtype: str = "float32"  # "float32" | "bfloat16" | "float16"
     device: str = "cpu"  # "cpu" | "cuda"
+    num_threads: int = 0  # that torch computes with on the CPU; 0: as torch decides
     seed: int = 0  # of random weights
     has_cuda_graphs: bool = True  # replay decode steps from CUDA graphs; without meaning on the CPU
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY_SPECS:
             raise ConfigError(f"engine {self.memory!r} is unknown; known: {', '.join(MEMORY_SPECS)}")
+        if self.dtype not in DTYPE_BYTES:
+            raise ConfigError(f"dtype {self.dtype!r} is unknown; known: {', '.join(DTYPE_BYTES)}")
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block size {self.block_size} is not a power of two")
         for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):

@@ -1,22 +1,18 @@
-"""Engine: requests in, tokens and records out, one step at a time."""
+"""Engine: requests in, tokens and records out, one step at a time. Imports no torch: a runner brings it."""
 
 import time
-from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
-from pbench.engine.errors import ConfigError, RequestError
+from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory
-from pbench.engine.model import Model
 from pbench.engine.paged_memory import PagedMemory
+from pbench.engine.plan import StepPlan
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
-from pbench.engine.runner import Runner
 from pbench.engine.scheduler import Scheduler
-from pbench.engine.weights import load_weights, random_weights
 
 
 class TokenOutput(NamedTuple):
@@ -44,32 +40,47 @@ def make_memory(config: EngineConfig) -> KVMemory:
     return ContiguousMemory(config.num_slots, config.max_length)
 
 
-class Engine:
-    """A model, a KV memory, a scheduler and a runner.
+class PendingTokens(Protocol):
+    """The sampled tokens of a step that may still be running; a tensor is one."""
 
-    Requests may be added and aborted between any two steps. All times are ``time.monotonic_ns()``.
+    def tolist(self) -> list[int]:
+        """Wait for the step and return the token of every sample of its plan, in order."""
+        ...
+
+
+class StepRunner(Protocol):
+    """What carries plans out."""
+
+    weights_bytes: int  # of the model that it holds
+
+    def launch(self, plan: StepPlan) -> PendingTokens:
+        """Start a step, without waiting for it."""
+        ...
+
+    def warm_up(self) -> None:
+        """Prepare what the first steps did not: called once they have run, before any request counts."""
+        ...
+
+
+class Engine:
+    """A KV memory, a scheduler and a runner. ``pbench.engine.loading.load_engine`` makes one with a real model.
+
+    Requests may be added and aborted between any two steps.
 
     Args:
         config: what to run.
-        weights: a Hugging Face folder with safetensors; None for random weights from ``config.seed``.
+        runner: carries the plans out.
+        clock: nanoseconds; everything that the engine times is on it.
 
     Raises:
-        ConfigError: the device is not there, or the pool cannot hold one slot.
-        WeightsError: the weights do not fit the model.
-
+        ConfigError: the pool cannot hold the smallest request.
     """
 
-    def __init__(self, config: EngineConfig, weights: str | None = None) -> None:
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
+    def __init__(self, config: EngineConfig, runner: StepRunner, clock: Callable[[], int] = time.monotonic_ns) -> None:
         config.check_pool(1)
         self.config = config
-        model = Model(config.model, getattr(torch, config.dtype), torch.device(config.device))
-        if weights is None:
-            random_weights(model, config.seed)
-        else:
-            load_weights(model, Path(weights))
-        self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        self.runner = runner
+        self.clock = clock
         self.memory = make_memory(config)
         self.scheduler = Scheduler(
             self.memory,
@@ -77,11 +88,11 @@ class Engine:
             max_running=config.max_running,
             is_prefill_chunked=config.is_prefill_chunked,
         )
-        self.runner = Runner(config, model)
+        self.weights_bytes = runner.weights_bytes
         self.num_slots = config.num_slots
         self.slot_bytes = config.slot_bytes
-        self.pool_bytes = self.runner.pool.nbytes
-        self.block_size = self.runner.block_size
+        self.pool_bytes = self.num_slots * self.slot_bytes
+        self.block_size = config.block_size if config.memory == "paged" else self.num_slots
         self._live_request_ids: set[int] = set()
 
     @property
@@ -98,7 +109,7 @@ class Engine:
         """
         self._check(request)
         self._live_request_ids.add(request.request_id)
-        self.scheduler.add(request, time.monotonic_ns())
+        self.scheduler.add(request, self.clock())
 
     def abort(self, request_id: int) -> RequestRecord | None:
         """Drop a request and free its memory; None when it is not here (any more)."""
@@ -106,19 +117,19 @@ class Engine:
         if state is None:
             return None
         self._live_request_ids.remove(request_id)
-        return self.scheduler.record(state, "aborted", time.monotonic_ns())
+        return self.scheduler.record(state, "aborted", self.clock())
 
     def step(self) -> StepOutput:
         """Run one step. There must be an unfinished request."""
         assert self.has_unfinished, "a step without requests"
         before = self.memory.counters()
-        start_ns = time.monotonic_ns()
+        start_ns = self.clock()
         plan, counts = self.scheduler.schedule(start_ns)
         tokens = self.runner.launch(plan)
         usage = self.memory.usage(self.scheduler.head)  # while the device computes
         after = self.memory.counters()
         token_ids: list[int] = tokens.tolist()
-        end_ns = time.monotonic_ns()
+        end_ns = self.clock()
         outputs = [
             TokenOutput(seq.request.request_id, seq.sample_index, token_id)
             for seq, token_id in zip(self.scheduler.receivers(plan), token_ids, strict=True)
@@ -148,12 +159,12 @@ class Engine:
 
     def unfinished(self) -> list[RequestRecord]:
         """Records of the requests that are still here, with status "unfinished"."""
-        now_ns = time.monotonic_ns()
+        now_ns = self.clock()
         states = [*self.scheduler.running, *self.scheduler.waiting]
         return [self.scheduler.record(state, "unfinished", now_ns) for state in states]
 
     def warm_up(self) -> None:
-        """Compile kernels and capture CUDA graphs by running requests; leaves pool and prefix cache empty."""
+        """Run requests of several lengths, so that nothing is compiled later; leaves pool and prefix cache empty."""
         assert not self.has_unfinished, "warm up before the first request"
         config = self.config
         longest = min(config.max_length, config.max_batch_tokens, config.num_slots)
@@ -163,10 +174,7 @@ class Engine:
                 self.add_request(Request(-prompt_length, prompt, SamplingParams(max_tokens=2)))
         while self.has_unfinished:
             self.step()
-        if config.device == "cuda":
-            if config.has_cuda_graphs:
-                self.runner.capture_graphs()
-            torch.cuda.synchronize()
+        self.runner.warm_up()
         self.memory.reset()
         self.scheduler.reset()
 

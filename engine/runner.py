@@ -50,6 +50,7 @@ class Runner:
         self._wide = _Staging(3 * config.max_batch_tokens, torch.int64, self.device)
         self._narrow = _Staging((config.max_running + 1) * (self._width + 3), torch.int32, self.device)
         self._graphs: DecodeGraphs | None = None
+        self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Tensor:
@@ -75,15 +76,18 @@ class Runner:
         return choose_tokens(logits.index_select(0, rows), samples)
 
     @torch.inference_mode()
-    def capture_graphs(self) -> None:
+    def warm_up(self) -> None:
         """Capture a CUDA graph of a decode step for each of a small set of batch sizes."""
+        if self.device.type != "cuda":
+            return
+        if self.config.has_cuda_graphs:
+            self._graphs = DecodeGraphs(self.config.max_running, self._decode_padding)
+        torch.cuda.synchronize()
 
-        def run(size: int) -> tuple[Tensor, Tensor]:
-            batch = self._decode_batch([], size, self._width)
-            logits = self.model.logits(self._forward(batch))
-            return logits, logits.argmax(dim=-1)
-
-        self._graphs = DecodeGraphs(self.config.max_running, run)
+    def _decode_padding(self, size: int) -> tuple[Tensor, Tensor]:
+        """A decode step of ``size`` rows that read and write nothing: (logits, most likely tokens)."""
+        logits = self.model.logits(self._forward(self._decode_batch([], size, self._width)))
+        return logits, logits.argmax(dim=-1)
 
     def _forward(self, batch: Batch) -> Tensor:
         attention = BatchAttention(batch, self.pool, is_contiguous=self.is_contiguous)

@@ -63,7 +63,8 @@ class Scheduler:
 
     def reset(self) -> None:
         """Start counting steps anew. Nothing may wait or run."""
-        assert not (self.waiting or self.running), "reset with live requests"
+        assert not self.waiting, "reset with waiting requests"
+        assert not self.running, "reset with running requests"
         self._num_steps = 0
 
     def abort(self, request_id: int) -> RequestState | None:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError, RequestError
+from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS, load_model_config
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
@@ -97,7 +98,7 @@ def make_engine(folder: Path | None, **changes: object) -> Engine:
     model = PRESETS["tiny"] if folder is None else load_model_config(str(folder))
     config = EngineConfig(model=model, max_length=128, max_batch_tokens=256, max_running=8, kv_memory_bytes=1 << 20)
     config = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
-    return Engine(config, None if folder is None else str(folder))
+    return load_engine(config, None if folder is None else str(folder))
 
 
 def finish(engine: Engine) -> tuple[dict[tuple[int, int], list[int]], list[RequestRecord], list[StepRecord]]:

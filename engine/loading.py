@@ -1,0 +1,36 @@
+"""Loading an engine with a real model."""
+
+from pathlib import Path
+
+import torch
+
+from pbench.engine.config import EngineConfig
+from pbench.engine.engine import Engine
+from pbench.engine.errors import ConfigError
+from pbench.engine.model import Model
+from pbench.engine.runner import Runner
+from pbench.engine.weights import load_weights, random_weights
+
+
+def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
+    """Load the model, allocate the pool, and put an engine around them.
+
+    Args:
+        config: what to run.
+        weights: a Hugging Face folder with safetensors; None for random weights from ``config.seed``.
+
+    Raises:
+        ConfigError: the device is not there, or the pool cannot hold the smallest request.
+        WeightsError: the weights do not fit the model.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
+    if config.device == "cpu" and config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    config.check_pool(1)
+    model = Model(config.model, getattr(torch, config.dtype), torch.device(config.device))
+    if weights is None:
+        random_weights(model, config.seed)
+    else:
+        load_weights(model, Path(weights))
+    return Engine(config, Runner(config, model))

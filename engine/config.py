@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pbench.engine.errors import ConfigError
 from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
+from pbench.engine.paged_memory import num_blocks_for
 
 MEMORY_SPECS = ("paged", "contiguous:max")
 
@@ -68,26 +69,25 @@ class EngineConfig:
         num_slots = self.kv_memory_bytes // self.slot_bytes
         return num_slots // self.block_size * self.block_size if self.memory == "paged" else num_slots
 
-    def smallest_kv_memory_bytes(self, num_tokens: int) -> int:
-        """Bytes of the smallest pool in which one sequence of ``num_tokens`` tokens (prompt + output) can run."""
+    def num_slots_for(self, num_prompt_tokens: int, max_tokens: int, n: int = 1) -> int:
+        """Slots of the smallest pool in which a request of ``n`` samples can run to its end."""
         if self.memory == "paged":
-            num_slots = -(-num_tokens // self.block_size) * self.block_size
-        else:
-            num_slots = self.max_length
-        return num_slots * self.slot_bytes
+            return num_blocks_for(num_prompt_tokens, max_tokens, n, self.block_size) * self.block_size
+        return n * self.max_length
 
-    def check_pool(self, num_tokens: int) -> None:
-        """Refuse a pool that could not run a sequence of ``num_tokens`` tokens, before anything is allocated.
+    def check_pool(self, num_prompt_tokens: int, max_tokens: int, n: int = 1) -> None:
+        """Refuse a pool that could not run a request, before anything is allocated.
 
         Raises:
             ConfigError: naming the smallest pool that would do.
-
         """
-        smallest = self.smallest_kv_memory_bytes(num_tokens)
-        if self.num_slots * self.slot_bytes < smallest:
-            held = "blocks of its tokens" if self.memory == "paged" else f"a reservation of {self.max_length} tokens"
+        num_needed = self.num_slots_for(num_prompt_tokens, max_tokens, n)
+        if num_needed > self.num_slots:
+            held = "blocks for its tokens" if self.memory == "paged" else f"a reservation of {self.max_length} tokens"
+            samples = f" for each of its {n} samples" if n > 1 else ""
+            smallest = num_needed * self.slot_bytes
             raise ConfigError(
-                f"KV memory of {self.kv_memory_bytes} bytes is too small for {self.memory}: the largest request"
-                f" ({num_tokens} tokens, {held}, {self.slot_bytes} bytes a token) needs {smallest} bytes;"
-                f" use --kv-memory {smallest} or more"
+                f"KV memory of {self.kv_memory_bytes} bytes is too small for {self.memory}: the hungriest request"
+                f" ({num_prompt_tokens} prompt and up to {max_tokens} output tokens) needs {held}{samples}, {smallest}"
+                f" bytes at {self.slot_bytes} bytes a token; use --kv-memory {smallest} or more"
             )

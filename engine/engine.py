@@ -77,7 +77,7 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig, runner: StepRunner, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        config.check_pool(1)
+        config.check_pool(1, 1)
         self.config = config
         self.runner = runner
         self.clock = clock

@@ -27,7 +27,7 @@ def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
         raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
     if config.device == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
-    config.check_pool(1)
+    config.check_pool(1, 1)
     model = Model(config.model, getattr(torch, config.dtype), torch.device(config.device))
     if weights is None:
         random_weights(model, config.seed)

@@ -16,6 +16,13 @@ from pbench.engine.sequence import Sequence
 _ROOT_DIGEST = b""
 
 
+def num_blocks_for(num_prompt_tokens: int, max_tokens: int, n: int, block_size: int) -> int:
+    """Blocks with which a request of ``n`` samples, alone, runs to its end. They share the prompt's full blocks."""
+    num_shared = num_prompt_tokens // block_size
+    num_blocks = -(-(num_prompt_tokens + max_tokens - 1) // block_size)
+    return num_shared + n * (num_blocks - num_shared)
+
+
 class _Table:
     """What one sequence holds: its blocks, and the chained digests of those that are full."""
 
@@ -64,11 +71,9 @@ class PagedMemory:
         self._num_copied = 0
 
     def can_ever_hold(self, request: Request) -> bool:
-        """See ``KVMemory.can_ever_hold``. Samples share the full blocks of the prompt."""
-        num_prompt = len(request.prompt_token_ids)
-        num_full = num_prompt // self.block_size
-        num_blocks = -(-(num_prompt + request.sampling.max_tokens - 1) // self.block_size)
-        return num_full + request.sampling.n * (num_blocks - num_full) <= self.num_blocks
+        """See ``KVMemory.can_ever_hold``."""
+        num_prompt, sampling = len(request.prompt_token_ids), request.sampling
+        return num_blocks_for(num_prompt, sampling.max_tokens, sampling.n, self.block_size) <= self.num_blocks
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
         """See ``KVMemory.admit``."""

@@ -268,15 +268,22 @@ def test_an_impossible_configuration_is_refused_with_its_reason(changes: dict[st
         make_engine(None, **changes)
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("memory", ["paged", "contiguous:max"])
-def test_the_smallest_pool_that_the_refusal_names_would_do(memory: str) -> None:
-    config = EngineConfig(model=PRESETS["tiny"], memory=memory, max_length=128, kv_memory_bytes=1000)
+def test_the_smallest_pool_that_the_refusal_names_would_do(memory: str, n: int) -> None:
+    config = EngineConfig(model=PRESETS["tiny"], memory=memory, max_length=128, max_running=8, kv_memory_bytes=1000)
     with pytest.raises(ConfigError, match="use --kv-memory") as caught:
-        config.check_pool(100)
+        config.check_pool(70, 30, n)
     smallest = int(str(caught.value).split("use --kv-memory ")[1].split()[0])
-    dataclasses.replace(config, kv_memory_bytes=smallest).check_pool(100)
     with pytest.raises(ConfigError):
-        dataclasses.replace(config, kv_memory_bytes=smallest - 1).check_pool(100)
+        dataclasses.replace(config, kv_memory_bytes=smallest - 1).check_pool(70, 30, n)
+    config = dataclasses.replace(config, kv_memory_bytes=smallest)
+    config.check_pool(70, 30, n)
+    engine = load_engine(config)
+    engine.add_request(Request(0, list(range(70)), SamplingParams(max_tokens=30, n=n, temperature=1.0)))
+    outputs, _, steps = finish(engine)
+    assert [len(tokens) for tokens in outputs.values()] == [30] * n
+    assert sum(step.num_preempted for step in steps) == 0
 
 
 def test_times_are_in_order() -> None:

@@ -1,0 +1,1 @@
+"""The subcommands, one file each. Heavy imports stand inside their functions."""

@@ -1,0 +1,169 @@
+"""``pbench run``: one workload through several engines, measured and reported."""
+
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from pbench.commands.workload_options import playing_options
+from pbench.errors import RunFailedError
+from pbench.units import display_path, slug
+
+if TYPE_CHECKING:
+    from pbench.results import RunResult
+
+EXIT_INTERRUPTED = 130
+
+
+@click.command()
+@click.option("--workload", required=True, metavar="NAME|FILE", help="A built-in workload, or a file of requests.")
+@click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="SPEC",
+    help="An engine; repeatable.  [default: paged and contiguous:max]",
+)
+@click.option(
+    "--model",
+    metavar="PRESET|DIR",
+    help="A preset, or a Hugging Face folder.  [default: tiny; llama-1b on a GPU]",
+)
+@click.option("--kv-memory", metavar="SIZE", help="The pool of every engine: 8GiB, 24MB, 1048576.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    help="Prompt and output tokens of a request, at most; longer ones are dropped and counted.",
+)
+@click.option(
+    "--block-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Slots in a block of the paged memory.",
+)
+@click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most.")
+@click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    help="Play the first N requests; 0 for all.  [default: all on a GPU, a few on the CPU]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the workload, its prompts and random weights.")
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    help="CPU threads of an engine; 0 for torch's own choice.  [default: 1, which is best for the tiny model]",
+)
+@playing_options
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of weights and KV.  [default: float32; bfloat16 on a GPU]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where the engines run.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The run folder.  [default: runs/<UTC time>-<workload>]",
+)
+@click.option(
+    "--sample-interval",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks at the device; 0 switches them off.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Kill an engine that takes longer.",
+)
+@click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew.")
+@click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step.")
+@click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
+@click.option("--no-report", is_flag=True, help="Write no report.html.")
+@click.pass_context
+def run(ctx: click.Context, /, **options: Any) -> None:
+    r"""Run one workload through a paged engine and a contiguous baseline, and compare them.
+
+    Every engine runs in a fresh process with a pool of the same size. What is measured is written to the run folder
+    while it is measured; Ctrl-C keeps it.
+
+    \b
+    Exit codes:
+      0    every engine played the whole workload
+      1    an engine failed; what it measured is kept
+      2    these options cannot work; nothing was started
+      130  interrupted; what was measured is kept
+    """
+    from rich.console import Console
+
+    from pbench.comparison import print_comparison
+    from pbench.environment import host_environment
+    from pbench.experiment import Experiment, ExperimentPlan
+    from pbench.live import view_for
+    from pbench.settings import RunOptions, make_folder, resolve, run_id
+
+    asked = RunOptions(**options)
+    settings = resolve(asked)
+    created = datetime.now(UTC)
+    name = run_id(created, slug(settings.workload.name))
+    plan = ExperimentPlan(
+        folder=make_folder(asked.out, name),
+        run_id=name,
+        created_at=created.isoformat(timespec="seconds"),
+        command=ctx.find_object(tuple) or (),
+        workload_choice=settings.choice,
+        workload=settings.workload,
+        engines=settings.engines,
+        environment=host_environment(),
+        notes=settings.notes,
+        sample_interval_s=asked.sample_interval,
+        timeout_s=asked.timeout,
+    )
+    console = Console(highlight=False)
+    for line in settings.lines():
+        console.print(line, markup=False, soft_wrap=True)
+    result = Experiment(plan, view_for(console)).run()
+    console.print()
+    print_comparison(result, console)
+    console.print()
+    console.print(f"run:    {display_path(plan.folder)}", markup=False, soft_wrap=True)
+    if not asked.no_report:
+        console.print(f"report: {display_path(_write_report(plan.folder))}", markup=False, soft_wrap=True)
+    _end(ctx, result)
+
+
+def _write_report(folder: Path) -> Path:
+    from pbench.reports.report import render_report
+    from pbench.results import Run, write_atomically
+
+    def write(stream: BinaryIO) -> None:
+        text = TextIOWrapper(stream, encoding="utf-8", write_through=True)
+        render_report([Run(folder)], text)
+        text.detach()  # the file is closed by who opened it
+
+    path = folder / "report.html"
+    write_atomically(path, write)
+    return path
+
+
+def _end(ctx: click.Context, result: "RunResult") -> None:
+    """Turn how the engines ended into the exit code: an interruption first, it is why the rest is missing."""
+    if any(engine.status == "interrupted" for engine in result.engines):
+        ctx.exit(EXIT_INTERRUPTED)
+    failed = [f"{engine.spec}: {engine.reason}" for engine in result.engines if engine.status == "failed"]
+    if failed:
+        raise RunFailedError(f"{len(failed)} of {len(result.engines)} engines failed: {'; '.join(failed)}")

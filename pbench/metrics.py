@@ -1,0 +1,182 @@
+"""The summary of one engine, from its three tables: the figures of ``pbench.results.METRICS``.
+
+Definitions, where more than one is in use:
+
+- Wall time runs from the start of measurement, when the first request is offered, to the end of the last step that gave
+  out a token. Loading, compiling and warming up come before it.
+- Latencies count from a request's intended arrival, so that an engine that falls behind cannot hide its queue, and are
+  taken over finished requests. Percentiles interpolate linearly between order statistics.
+- Means over time weigh a step by its duration and the gap to the next one, in which the pool stands as the
+  step left it.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pbench.results import METRICS
+from pbench.tables import Tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW_REQUESTS = 100  # below this the 99th percentile is the slowest request or an interpolation towards it
+
+_PARTS = ("token_state", "reserved", "internal", "external", "cached", "free")
+_PEAKS = {
+    "peak_device_used_bytes": "device_used_bytes",
+    "peak_torch_reserved_bytes": "torch_reserved_bytes",
+    "peak_torch_allocated_bytes": "torch_allocated_bytes",
+    "peak_process_rss_bytes": "process_rss_bytes",
+}
+
+
+class Summary(NamedTuple):
+    """Figures by ``Metric.name``, all of METRICS, None where nothing was measured; and what to know before use."""
+
+    values: dict[str, float | int | None]
+    notes: tuple[str, ...]
+
+
+def summarise(tables: Tables) -> Summary:
+    """Summarise one engine. Works on what is there: a run cut short has figures up to its last token."""
+    steps, requests, device = tables
+    finished = requests[requests["status"] == "finished"]
+    duration_s = _duration_s(steps)
+    output_tokens = int(steps["num_output_tokens"].sum())
+    joules, energy_notes = _energy(device)
+    values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
+    values |= _rates(duration_s, output_tokens, requests, len(finished))
+    values |= _latencies(finished)
+    values |= _occupation(steps)
+    values |= _counts(steps)
+    values |= {name: _peak(device[column]) for name, column in _PEAKS.items()}
+    values["prefix_hit_rate_pct"] = _prefix_hit_rate_pct(requests)
+    values["num_finished"] = len(finished)
+    if joules is not None and output_tokens:
+        values["joules_per_output_token"] = joules / output_tokens
+    return Summary(values, (*_step_notes(steps), *_latency_notes(len(finished)), *energy_notes))
+
+
+def _duration_s(steps: "pd.DataFrame") -> float | None:
+    giving = steps[steps["num_output_tokens"] > 0]
+    return float(giving["end_ns"].max()) / 1e9 if len(giving) else None
+
+
+def _rates(
+    duration_s: float | None, output_tokens: int, requests: "pd.DataFrame", num_finished: int
+) -> dict[str, float | int | None]:
+    if duration_s is None:
+        return {}
+    # A request's whole prompt has been through the model once its first token is out.
+    prompt_tokens = int(requests.loc[requests["first_token_ns"].notna(), "num_prompt_tokens"].sum())
+    return {
+        "duration_s": duration_s,
+        "output_tokens_per_s": output_tokens / duration_s,
+        "total_tokens_per_s": (prompt_tokens + output_tokens) / duration_s,
+        "requests_per_s": num_finished / duration_s,
+    }
+
+
+def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
+    arrival_ns = _floats(finished["arrival_ns"])
+    first_token_ns = _floats(finished["first_token_ns"])
+    finished_ns = _floats(finished["finished_ns"])
+    tokens_per_sequence = _floats(finished["num_output_tokens"]) / _floats(finished["num_sequences"])
+    has_gaps = tokens_per_sequence > 1  # a single token has no gap after it
+    gap_ns = (finished_ns - first_token_ns)[has_gaps] / (tokens_per_sequence[has_gaps] - 1)
+    values: dict[str, float | int | None] = {}
+    for name, nanoseconds in (
+        ("ttft", first_token_ns - arrival_ns),
+        ("tpot", gap_ns),
+        ("e2e", finished_ns - arrival_ns),
+    ):
+        measured = nanoseconds[~np.isnan(nanoseconds)]
+        for percent in (50, 90, 99):
+            values[f"{name}_ms_p{percent}"] = float(np.percentile(measured, percent)) / 1e6 if len(measured) else None
+    return values
+
+
+def _occupation(steps: "pd.DataFrame") -> dict[str, float | int | None]:
+    if steps.empty:
+        return {}
+    start_ns, end_ns = _floats(steps["start_ns"]), _floats(steps["end_ns"])
+    next_ns = np.append(start_ns[1:], end_ns[-1])
+    span_ns = next_ns - start_ns
+    total_ns = float(span_ns.sum())
+    running = _floats(steps["num_running"])
+    values: dict[str, float | int | None] = {"peak_running": int(running.max())}
+    if total_ns <= 0:
+        return values
+    # num_running still counts the requests that this step finished; in the gap after it they are gone.
+    running_ns = running * (end_ns - start_ns) + (running - _floats(steps["num_finished"])) * (next_ns - end_ns)
+    values["mean_running"] = float(running_ns.sum()) / total_ns
+    parts = {name: _floats(steps[name]) for name in _PARTS}
+    pool = np.sum(list(parts.values()), axis=0)
+    for name, slots in parts.items():
+        values[f"{name}_pct"] = 100 * float((slots / pool * span_ns).sum()) / total_ns
+    waste = parts["reserved"] + parts["internal"] + parts["external"]
+    values["waste_pct"] = 100 * float((waste / pool * span_ns).sum()) / total_ns
+    saved = _floats(steps["shared_saved"])
+    needed = parts["token_state"] + saved  # slots that the live tokens would take without sharing
+    has_tokens = needed > 0
+    live_ns = float(span_ns[has_tokens].sum())
+    if live_ns > 0:
+        share = saved[has_tokens] / needed[has_tokens]
+        values["shared_saved_pct"] = 100 * float((share * span_ns[has_tokens]).sum()) / live_ns
+    return values
+
+
+def _counts(steps: "pd.DataFrame") -> dict[str, float | int | None]:
+    if steps.empty:
+        return {"num_steps": 0}
+    return {
+        "num_steps": len(steps),
+        "preemptions": int(steps["num_preempted"].sum()),
+        "recomputed_tokens": int(steps["num_recomputed_tokens"].sum()),
+        "copied_blocks": int(steps["num_copied_blocks"].sum()),
+        "evicted_blocks": int(steps["num_evicted_blocks"].sum()),
+    }
+
+
+def _prefix_hit_rate_pct(requests: "pd.DataFrame") -> float | None:
+    admitted = requests[requests["first_scheduled_ns"].notna()]
+    prompt_tokens = int(admitted["num_prompt_tokens"].sum())
+    return 100 * int(admitted["num_prefix_hit_tokens"].sum()) / prompt_tokens if prompt_tokens else None
+
+
+def _peak(column: "pd.Series[int]") -> int | None:
+    measured = column.dropna()
+    return int(measured.max()) if len(measured) else None
+
+
+def _energy(device: "pd.DataFrame") -> tuple[float | None, tuple[str, ...]]:
+    """Joules between the first and the last sample, and a note when they are integrated rather than counted."""
+    counter_j = device["energy_j"].dropna()
+    if len(counter_j) >= 2:
+        return float(counter_j.iloc[-1] - counter_j.iloc[0]), ()
+    power = device[device["power_w"].notna()]
+    if len(power) < 2:
+        return None, ()
+    watts, time_s = _floats(power["power_w"]), _floats(power["time_ns"]) / 1e9
+    joules = float((np.diff(time_s) * (watts[1:] + watts[:-1]) / 2).sum())  # trapezoids
+    return joules, ("energy is integrated from power samples: this GPU has no energy counter",)
+
+
+def _step_notes(steps: "pd.DataFrame") -> tuple[str, ...]:
+    if steps.empty:
+        return ("nothing was measured: the engine ran no step",)
+    if not steps["is_memory_blocked"].any():
+        return ("memory was never the limit: no request waited for memory",)
+    return ()
+
+
+def _latency_notes(num_finished: int) -> tuple[str, ...]:
+    if 0 < num_finished < FEW_REQUESTS:
+        return (f"p99 latencies come from only {num_finished} finished requests",)
+    return ()
+
+
+def _floats(column: "pd.Series[int]") -> npt.NDArray[np.float64]:
+    return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan), dtype=np.float64)

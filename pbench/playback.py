@@ -1,0 +1,96 @@
+"""The measured loop: offers requests when they are due, steps the engine, and notes what happens."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pbench.arrivals import Arrivals
+from pbench.engine.records import StepRecord
+from pbench.journal import Journal
+from pbench.target import Target
+
+PROGRESS_INTERVAL_NS = 100_000_000
+# An idle engine looks this often for an interruption and for its journal; arrivals are met more exactly.
+IDLE_NS = 20_000_000
+
+
+class Playback:
+    """Plays a workload's arrivals through one engine."""
+
+    def __init__(
+        self,
+        engine: Target,
+        arrivals: Arrivals,
+        journal: Journal,
+        send_progress: Callable[[Mapping[str, Any]], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self._engine = engine
+        self._arrivals = arrivals
+        self._journal = journal
+        self._send_progress = send_progress
+        self._should_stop = should_stop
+        self._num_added = 0
+        self._num_finished = 0
+        self._num_output_tokens = 0
+        self._next_progress_ns = journal.start_ns
+        self._last_record: StepRecord | None = None
+
+    def play(self) -> bool:
+        """Run until every request has left the engine. False when it was told to stop before that."""
+        is_complete = self._play()
+        if self._last_record is not None:
+            self._report(self._last_record)  # so that the last that is heard is how it ended
+        return is_complete
+
+    def note_unfinished(self) -> None:
+        """Journal how the requests stand that are still in the engine."""
+        for request in self._engine.unfinished():
+            self._journal.request(request)
+
+    def _play(self) -> bool:
+        engine = self._engine
+        while not self._should_stop():
+            self._offer()
+            if engine.has_unfinished:
+                output = engine.step()
+                self._journal.step(output.record)
+                for request in output.finished:
+                    self._journal.request(request)
+                self._num_finished += len(output.finished)
+                self._num_output_tokens += output.record.num_output_tokens
+                self._last_record = output.record
+                if output.record.end_ns >= self._next_progress_ns:
+                    self._report(output.record)
+            elif self._arrivals.has_more:
+                self._journal.flush_if_due()
+                time.sleep(min(IDLE_NS, self._arrivals.wait_ns(time.monotonic_ns())) / 1e9)
+            else:
+                return True
+        return not (engine.has_unfinished or self._arrivals.has_more)
+
+    def _offer(self) -> None:
+        for request in self._arrivals.due(time.monotonic_ns(), self._num_added - self._num_finished):
+            self._engine.add_request(request)
+            self._journal.offered(request, time.monotonic_ns())
+            self._num_added += 1
+
+    def _report(self, record: StepRecord) -> None:
+        self._next_progress_ns = record.end_ns + PROGRESS_INTERVAL_NS
+        usage = record.usage
+        self._send_progress(
+            {
+                "event": "progress",
+                "elapsed_ns": record.end_ns - self._journal.start_ns,
+                "num_finished": self._num_finished,
+                "num_output_tokens": self._num_output_tokens,
+                "num_running": record.num_running - record.num_finished,
+                "num_waiting": record.num_waiting,
+                "token_state": usage.token_state,
+                "reserved": usage.reserved,
+                "internal": usage.internal,
+                "external": usage.external,
+                "cached": usage.cached,
+                "free": usage.free,
+            }
+        )

@@ -1,0 +1,58 @@
+"""From the journal of a worker to the tables of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pbench.journal import DEVICE_FILE, REQUESTS_FILE, STEPS_FILE, read_rows
+from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Tables(NamedTuple):
+    """What one engine measured, with the columns of ``pbench.results``."""
+
+    steps: "pd.DataFrame"
+    requests: "pd.DataFrame"  # one row a request, in order of request_id
+    device: "pd.DataFrame"
+
+
+def read_journal(folder: Path, engine: str) -> Tables:
+    """The tables of the engine that journalled into ``folder``; empty ones where it came to nothing.
+
+    A request is noted when it is offered and again when it leaves; the last note stands.
+
+    Raises:
+        ResultError: a line other than a file's last is damaged.
+
+    """
+    latest = {row["request_id"]: row for row in read_rows(folder / REQUESTS_FILE)}
+    return Tables(
+        steps=_table(read_rows(folder / STEPS_FILE), engine, STEP_COLUMNS),
+        requests=_table([latest[request_id] for request_id in sorted(latest)], engine, REQUEST_COLUMNS),
+        device=_table(read_rows(folder / DEVICE_FILE), engine, DEVICE_COLUMNS),
+    )
+
+
+def write_tables(folder: Path, tables: list[Tables]) -> None:
+    """Write the tables of all engines as the parquet files of a run folder, atomically, each as a whole."""
+    import pandas as pd
+
+    for name, columns in (
+        ("steps", STEP_COLUMNS),
+        ("requests", REQUEST_COLUMNS),
+        ("device", DEVICE_COLUMNS),
+    ):
+        frames = [frame for frame in (getattr(table, name) for table in tables) if len(frame)]
+        whole = pd.concat(frames, ignore_index=True) if frames else _table([], "", columns)
+        write_table(folder / f"{name}.parquet", whole, columns)
+
+
+def _table(rows: list[dict[str, object]], engine: str, columns: Mapping[str, str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    table = pd.DataFrame(rows, columns=list(columns))
+    table["engine"] = engine
+    return table.astype(dict(columns))

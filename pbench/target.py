@@ -1,0 +1,57 @@
+"""What the harness asks of an engine. Whatever offers this can be measured."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Protocol
+
+from pbench.engine.config import EngineConfig
+from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.request import Request
+
+
+class TargetStep(Protocol):
+    """What one step gave out."""
+
+    @property
+    def record(self) -> StepRecord:
+        """The step itself."""
+
+    @property
+    def finished(self) -> Sequence[RequestRecord]:
+        """Requests that left the engine in this step."""
+
+
+class Target(Protocol):
+    """An engine driven step by step from outside."""
+
+    num_slots: int
+    slot_bytes: int
+    pool_bytes: int
+    block_size: int
+    weights_bytes: int
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a request is waiting or running."""
+
+    def add_request(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
+
+    def step(self) -> TargetStep:
+        """Run one step; something must be unfinished."""
+
+    def warm_up(self) -> None:
+        """Compile and capture what the measured steps will use, and leave the pool empty."""
+
+    def unfinished(self) -> Sequence[RequestRecord]:
+        """How the requests stand that have not left the engine."""
+
+
+TargetFactory = Callable[[EngineConfig, str | None], Target]
+
+
+def load_factory(path: str) -> TargetFactory:
+    """The factory named by ``module:attribute``."""
+    module, _, attribute = path.partition(":")
+    factory: TargetFactory = getattr(import_module(module), attribute)
+    return factory

@@ -1,0 +1,214 @@
+"""The worker: one engine in a process of its own, ``python -P -m pbench.worker JOB.json``.
+
+It journals what it measures and tells its parent how it is doing, one JSON object a line on its standard output:
+
+    {"event": "stage", "stage": "loading" | "warming up" | "running"}
+    {"event": "ready", "pool": {...}, "gpu": {...} | null}
+    {"event": "progress", ...}                        about ten times a second
+    {"event": "done", "status": "complete" | "failed" | "interrupted", "reason": ..., "notes": [...]}
+
+A worker that ends without "done" was killed. SIGINT ends it gracefully: after the step that runs just now, with
+everything measured written. When the parent is gone the next event cannot be sent, and the worker ends too.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pbench.arrivals import Arrivals, prepare
+from pbench.engine.errors import EngineError
+from pbench.environment import gpu_environment
+from pbench.job import Job
+from pbench.journal import Journal
+from pbench.nvml import NvmlDevice, NvmlUnavailableError
+from pbench.playback import Playback
+from pbench.sampler import DeviceProbe, Sampler
+from pbench.target import Target, load_factory
+from pbench.workloads.errors import WorkloadError
+
+if TYPE_CHECKING:
+    import torch
+
+    from pbench.workloads.workload import Workload
+
+MAX_REASON_CHARACTERS = 600
+
+
+class Outcome(NamedTuple):
+    """How the worker ended, for the event "done"."""
+
+    status: str  # complete | failed | interrupted
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class WorkloadChangedError(Exception):
+    """The workload is not what the parent read."""
+
+
+class EventStream:
+    """The line to the parent: a copy of standard output that nobody else writes to.
+
+    Libraries print to standard output too; after construction what they print goes to standard error.
+    """
+
+    def __init__(self) -> None:
+        self._stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+
+    def send(self, event: Mapping[str, Any]) -> None:
+        """Send one event.
+
+        Raises:
+            BrokenPipeError: the parent is gone.
+
+        """
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+
+class StopSignal:
+    """SIGINT: raises KeyboardInterrupt while the engine loads, and only sets ``is_set`` once it runs."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.is_deferred = False
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self.is_set = True
+        if not self.is_deferred:
+            raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Do the job named on the command line and return 0 if it was done to its end."""
+    events = EventStream()
+    job = Job.read(Path(sys.argv[1]))
+    try:
+        outcome = _guarded(job, events, StopSignal())
+        events.send({"event": "done", **outcome._asdict()})
+    except BrokenPipeError:
+        print("the parent process is gone; what was measured is in the journal", file=sys.stderr)
+        return 1
+    return 0 if outcome.status == "complete" else 1
+
+
+def _guarded(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
+    try:
+        return _run(job, events, stop)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        return Outcome("interrupted", "interrupted before the engine ran")
+    except (EngineError, WorkloadError, WorkloadChangedError) as error:
+        return Outcome("failed", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome("failed", _describe(error))
+
+
+def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
+    events.send({"event": "stage", "stage": "loading"})
+    config = job.engine.config()
+    workload = _load_workload(job)
+    requests = prepare(workload, config.model.vocab_size)
+    engine = load_factory(job.engine_factory)(config, job.engine.weights)
+    events.send({"event": "stage", "stage": "warming up"})
+    engine.warm_up()
+    torch_device = _torch_device(config.device)
+    nvml, nvml_note = _open_nvml(torch_device)
+    events.send(
+        {
+            "event": "ready",
+            "pool": _describe_pool(engine),
+            "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
+        }
+    )
+    # Loading left garbage behind; what is alive now lives to the end and need not be looked at again.
+    gc.collect()
+    gc.freeze()
+    stop.is_deferred = True
+    events.send({"event": "stage", "stage": "running"})
+    start_ns = time.monotonic_ns()
+    with Journal(Path(job.journal), start_ns) as journal:
+        probe = DeviceProbe(nvml, torch_device)
+        sampler = Sampler(probe, journal.sample, start_ns=start_ns, interval_s=job.sample_interval_s)
+        arrivals = Arrivals(requests, start_ns, workload.concurrency)
+        playback = Playback(engine, arrivals, journal, events.send, lambda: stop.is_set)
+        if job.sample_interval_s > 0:
+            sampler.start()
+        try:
+            is_complete = playback.play()
+        finally:
+            if job.sample_interval_s > 0:
+                sampler.stop()
+        # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
+        playback.note_unfinished()
+    notes = tuple(note for note in (nvml_note, probe.lost_note) if note)
+    if not is_complete:
+        return Outcome("interrupted", "interrupted while the engine ran", notes)
+    return Outcome("complete", None, notes)
+
+
+def _load_workload(job: Job) -> "Workload":
+    workload = job.workload.load()
+    if workload.sha256 != job.workload_sha256:
+        raise WorkloadChangedError(
+            f"workload {job.workload.spec} changed since the run began: its SHA-256 is {workload.sha256},"
+            f" it was {job.workload_sha256}"
+        )
+    return workload
+
+
+def _torch_device(device: str) -> "torch.device | None":
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _open_nvml(torch_device: "torch.device | None") -> tuple[NvmlDevice | None, str | None]:
+    """The GPU's NVML device, or None and a note that says what is measured instead."""
+    if torch_device is None:
+        return None, "memory in use is the worker process's resident memory: the engine runs on the CPU"
+    import torch
+
+    try:
+        return NvmlDevice.open(str(torch.cuda.get_device_properties(torch_device).uuid)), None
+    except NvmlUnavailableError as error:
+        return None, f"memory in use is the worker process's resident memory: {error}"
+
+
+def _describe_pool(engine: Target) -> dict[str, int]:
+    return {
+        "num_slots": engine.num_slots,
+        "slot_bytes": engine.slot_bytes,
+        "pool_bytes": engine.pool_bytes,
+        "block_size": engine.block_size,
+        "weights_bytes": engine.weights_bytes,
+    }
+
+
+def _describe(error: Exception) -> str:
+    """One line that names the error; memory that ran out is named as such, whoever raised it."""
+    text = " ".join(str(error).split())[:MAX_REASON_CHARACTERS]
+    torch_module = sys.modules.get("torch")
+    if torch_module is not None and isinstance(error, torch_module.cuda.OutOfMemoryError):
+        return f"out of GPU memory (torch.cuda.OutOfMemoryError): {text}"
+    if isinstance(error, MemoryError):
+        return f"out of memory (MemoryError): {text}".removesuffix(": ")
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

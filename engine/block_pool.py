@@ -38,19 +38,24 @@ class BlockPool:
         """Blocks that ``allocate`` can hand out: free ones, then cached ones."""
         return len(self._free_block_ids) + len(self._cached_block_ids)
 
-    def allocate(self) -> int:
-        """Take a block with one reference; evicts the block that was released longest ago when none is free.
+    def allocate(self, count: int) -> list[int]:
+        """Take blocks with one reference each: free ones, then those released longest ago, which are evicted.
 
         The caller has checked ``num_available``.
         """
-        if self._free_block_ids:
-            block_id = self._free_block_ids.pop()
-        else:
+        num_kept = max(len(self._free_block_ids) - count, 0)
+        block_ids = self._free_block_ids[num_kept:]
+        del self._free_block_ids[num_kept:]
+        block_ids.reverse()
+        while len(block_ids) < count:
             block_id, _ = self._cached_block_ids.popitem(last=False)
             del self._block_by_digest[self._digest_by_block.pop(block_id)]
             self.num_evicted += 1
-        self.num_refs[block_id] = 1
-        return block_id
+            block_ids.append(block_id)
+        num_refs = self.num_refs
+        for block_id in block_ids:
+            num_refs[block_id] = 1
+        return block_ids
 
     def acquire(self, block_id: int) -> None:
         """Add a reference to a held or cached block."""
@@ -58,15 +63,18 @@ class BlockPool:
             del self._cached_block_ids[block_id]
         self.num_refs[block_id] += 1
 
-    def release(self, block_id: int) -> None:
-        """Drop a reference; with the last one the block becomes cached, or free if the cache does not know it."""
-        assert self.num_refs[block_id] > 0, f"block {block_id} is released but not held"
-        self.num_refs[block_id] -= 1
-        if self.num_refs[block_id] == 0:
-            if block_id in self._digest_by_block:
-                self._cached_block_ids[block_id] = None
-            else:
-                self._free_block_ids.append(block_id)
+    def release(self, block_ids: list[int]) -> None:
+        """Drop a reference to each, in order; without any a block is cached, or free if the cache does not know it."""
+        num_refs, digest_by_block = self.num_refs, self._digest_by_block
+        for block_id in block_ids:
+            num_left = num_refs[block_id] - 1
+            assert num_left >= 0, f"block {block_id} is released but not held"
+            num_refs[block_id] = num_left
+            if num_left == 0:
+                if block_id in digest_by_block:
+                    self._cached_block_ids[block_id] = None
+                else:
+                    self._free_block_ids.append(block_id)
 
     def find(self, digest: bytes) -> int | None:
         """The block with this content, held or cached."""
@@ -76,13 +84,14 @@ class BlockPool:
         """Whether the block has no owner and is kept for the cache."""
         return block_id in self._cached_block_ids
 
-    def register(self, block_id: int, digest: bytes) -> None:
-        """Let ``find`` know a held, full block by its content, unless another block has that content already."""
-        assert self.num_refs[block_id] > 0, f"block {block_id} is registered but not held"
-        assert block_id not in self._digest_by_block, f"block {block_id} is registered twice"
-        if digest not in self._block_by_digest:
-            self._block_by_digest[digest] = block_id
-            self._digest_by_block[block_id] = digest
+    def register(self, block_ids: list[int], digests: list[bytes]) -> None:
+        """Let ``find`` know held, full blocks by their content, but for content that another block has already."""
+        block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
+        for block_id, digest in zip(block_ids, digests, strict=True):
+            assert self.num_refs[block_id] > 0, f"block {block_id} is registered but not held"
+            assert block_id not in digest_by_block, f"block {block_id} is registered twice"
+            if block_by_digest.setdefault(digest, block_id) == block_id:
+                digest_by_block[block_id] = digest
 
     def check_integrity(self, owners: Iterable[int]) -> None:
         """Audit against ``owners``: one entry per reference, the block's number.
@@ -106,3 +115,10 @@ class BlockPool:
         assert free.isdisjoint(self._digest_by_block), "the cache index knows a free block"
         assert set(self._cached_block_ids) <= set(self._digest_by_block), "a cached block is not in the cache index"
         assert {b: d for d, b in self._block_by_digest.items()} == self._digest_by_block, "the cache index is torn"
+
+
+def num_blocks_for(num_prompt_tokens: int, max_tokens: int, n: int, block_size: int) -> int:
+    """Blocks with which a request of ``n`` samples, alone, runs to its end. They share the prompt's full blocks."""
+    num_shared = num_prompt_tokens // block_size
+    num_blocks = -(-(num_prompt_tokens + max_tokens - 1) // block_size)
+    return num_shared + n * (num_blocks - num_shared)

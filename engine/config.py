@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from pbench.engine.block_pool import num_blocks_for
 from pbench.engine.errors import ConfigError
 from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
-from pbench.engine.paged_memory import num_blocks_for
 
 MEMORY_SPECS = ("paged", "contiguous:max")
 

@@ -1,50 +1,100 @@
 """ContiguousMemory: one extent per sequence, reserved at admission, as engines did before PagedAttention."""
 
+from collections.abc import Iterable
+from typing import Protocol
+
 from pbench.engine.extents import ExtentAllocator
 from pbench.engine.memory import MemoryCounters
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
+from pbench.engine.reservation import Reservation
 from pbench.engine.sequence import Sequence
 
 
-class ContiguousMemory:
-    """A ``KVMemory`` that reserves ``max_length`` slots for every sequence (policy max).
+class Allocator(Protocol):
+    """What hands out the pool's slots in contiguous runs."""
 
-    This is "Orca (Max)" of the PagedAttention paper: the output length is unknown at admission, so the longest
-    possible is reserved. Nothing is shared, nothing ever moves, and a running sequence always finishes.
+    num_free: int
+
+    @property
+    def largest_free(self) -> int:
+        """Slots of the largest free extent."""
+        ...
+
+    def allocate(self, length: int) -> int | None:
+        """Take an extent of ``length`` slots; returns its start, or None when no free one is long enough."""
+        ...
+
+    def free(self, start: int, length: int) -> None:
+        """Give an extent back, and merge it with its free neighbours."""
+        ...
+
+    def check_integrity(self, held: list[tuple[int, int]]) -> None:
+        """Audit against the (start, length) of every extent that is handed out; raises AssertionError."""
+        ...
+
+
+class Extent:
+    """The slots that one sequence holds."""
+
+    __slots__ = ("length", "seq", "table")
+
+    def __init__(self, seq: Sequence, start: int, length: int) -> None:
+        self.seq = seq
+        self.table = [start]  # as the runner wants it: the base slot is its only entry
+        self.length = length
+
+    @property
+    def start(self) -> int:
+        """The first slot."""
+        return self.table[0]
+
+
+class ContiguousMemory:
+    """A ``KVMemory`` that reserves all that a sequence will ever hold when it is admitted. First fit.
+
+    With ``ReserveMax`` it is the paper's "Orca (Max)", with ``ReserveFinal`` its "Orca (Oracle)". Nothing is shared,
+    nothing ever moves, and a running sequence always finishes.
+
+    The paper's Orca lays its extents out with a buddy allocator under every rule; here first fit does, which loses
+    nothing to rounding and so makes the baseline stronger. Under ``ReserveMax`` both lay out the same.
     """
 
     can_fork = False
 
-    def __init__(self, num_slots: int, max_length: int) -> None:
+    def __init__(self, num_slots: int, reservation: Reservation) -> None:
         self.num_slots = num_slots
-        self.max_length = max_length
+        self.reservation = reservation
         self.reset()
 
     def reset(self) -> None:
         """See ``KVMemory.reset``."""
-        self._extents = ExtentAllocator(self.num_slots)
-        self._tables: dict[int, list[int]] = {}
-        self._sequences: dict[int, Sequence] = {}
+        self._allocator: Allocator = ExtentAllocator(self.num_slots)
+        self._extents: dict[int, Extent] = {}  # by seq_id
 
     def can_ever_hold(self, request: Request) -> bool:
         """See ``KVMemory.can_ever_hold``."""
-        return request.sampling.n * self.max_length <= self.num_slots
+        sampling = request.sampling
+        final_kv_tokens = len(request.prompt_token_ids) + sampling.max_tokens - 1
+        return sampling.n <= self.num_slots // self.reservation.last_slots(final_kv_tokens)
+
+    def foresee(self, waiting: Iterable[list[Sequence]]) -> None:
+        """See ``KVMemory.foresee``: every sequence is admitted for itself."""
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
         """See ``KVMemory.admit``."""
-        del num_tokens, num_running  # the longest is reserved, whatever is known
-        assert seq.seq_id not in self._tables, f"sequence {seq.seq_id} is admitted twice"
-        start = self._extents.allocate(self.max_length)
+        del num_running  # nothing has to be kept back for others
+        assert seq.seq_id not in self._extents, f"sequence {seq.seq_id} is admitted twice"
+        length = self.reservation.first_slots(num_tokens, seq.final_kv_tokens)
+        start = self._allocator.allocate(length)
         if start is None:
             return None
-        self._tables[seq.seq_id] = [start]
-        self._sequences[seq.seq_id] = seq
+        self._extents[seq.seq_id] = Extent(seq, start, length)
         return 0
 
     def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
-        """See ``KVMemory.grow``. The extent holds the longest sequence, so there is always room."""
-        assert seq.num_computed_tokens + num_new_tokens <= self.max_length
+        """See ``KVMemory.grow``. The extent holds the whole sequence, so there is always room."""
+        assert seq.num_computed_tokens + num_new_tokens <= self._extents[seq.seq_id].length
         return 1
 
     def commit(self, seq: Sequence) -> None:
@@ -56,32 +106,40 @@ class ContiguousMemory:
 
     def free(self, seq: Sequence) -> None:
         """See ``KVMemory.free``."""
-        del self._sequences[seq.seq_id]
-        self._extents.free(self._tables.pop(seq.seq_id)[0], self.max_length)
+        extent = self._extents.pop(seq.seq_id)
+        self._allocator.free(extent.start, extent.length)
 
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
-        return seq.seq_id in self._tables
+        return seq.seq_id in self._extents
 
     def table(self, seq: Sequence) -> list[int]:
         """See ``KVMemory.table``: the base slot of the extent."""
-        return self._tables[seq.seq_id]
+        return self._extents[seq.seq_id].table
+
+    def take_moves(self) -> list[tuple[int, int, int]]:
+        """See ``KVMemory.take_moves``: nothing moves."""
+        return []
 
     def take_copies(self) -> list[tuple[int, int]]:
         """See ``KVMemory.take_copies``: there are none."""
         return []
 
     def usage(self, head: Sequence | None) -> KVUsage:
-        """See ``KVMemory.usage``.
+        """See ``KVMemory.usage``. O(sequences).
 
         Free slots are external when they would be enough for the head of the queue if only they lay together.
         """
         token_state = reserved = 0
-        for seq in self._sequences.values():
+        for extent in self._extents.values():
+            seq = extent.seq
             token_state += seq.num_computed_tokens
-            reserved += seq.final_kv_tokens - seq.num_computed_tokens
-        num_free = self._extents.num_free
-        is_shredded = head is not None and self._extents.largest_free < self.max_length <= num_free
+            reserved += min(extent.length, seq.final_kv_tokens) - seq.num_computed_tokens
+        num_free = self._allocator.num_free
+        is_shredded = False
+        if head is not None:
+            num_wanted = self.reservation.first_slots(head.num_tokens, head.final_kv_tokens)
+            is_shredded = self._allocator.largest_free < num_wanted <= num_free
         return KVUsage(
             token_state=token_state,
             reserved=reserved,
@@ -98,8 +156,16 @@ class ContiguousMemory:
 
     def check_integrity(self) -> None:
         """See ``KVMemory.check_integrity``."""
-        self._extents.check_integrity([(table[0], self.max_length) for table in self._tables.values()])
-        assert self._tables.keys() == self._sequences.keys(), "a table without a sequence"
+        self._allocator.check_integrity(self._held())
+        for seq_id, extent in self._extents.items():
+            num_computed = extent.seq.num_computed_tokens
+            assert num_computed <= extent.length, (
+                f"sequence {seq_id} has {num_computed} tokens in an extent of {extent.length} slots"
+            )
         usage = self.usage(None)
         assert usage.pool == self.num_slots, f"{usage} does not sum to {self.num_slots}"
         assert min(usage.token_state, usage.reserved, usage.internal, usage.free) >= 0, f"negative part: {usage}"
+
+    def _held(self) -> list[tuple[int, int]]:
+        """(start, length) of all that is not free."""
+        return [(extent.start, extent.length) for extent in self._extents.values()]

@@ -1,26 +1,21 @@
 """Engine: requests in, tokens and records out, one step at a time. Imports no torch: a runner brings it."""
 
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
-from pbench.engine.plan import StepPlan
-from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.plan import Choice, StepPlan
+from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.scheduler import Scheduler
-
-
-class TokenOutput(NamedTuple):
-    """One token that a step gave out."""
-
-    request_id: int
-    sample_index: int
-    token_id: int
 
 
 class StepOutput(NamedTuple):
@@ -40,11 +35,11 @@ def make_memory(config: EngineConfig) -> KVMemory:
     return ContiguousMemory(config.num_slots, config.max_length)
 
 
-class PendingTokens(Protocol):
-    """The sampled tokens of a step that may still be running; a tensor is one."""
+class PendingChoices(Protocol):
+    """What a step chooses, while it may still be running; a tensor of tokens is one."""
 
-    def tolist(self) -> list[int]:
-        """Wait for the step and return the token of every sample of its plan, in order."""
+    def tolist(self) -> Sequence[Choice]:
+        """Wait for the step and return the choice for every sample of its plan, in order."""
         ...
 
 
@@ -53,7 +48,7 @@ class StepRunner(Protocol):
 
     weights_bytes: int  # of the model that it holds
 
-    def launch(self, plan: StepPlan) -> PendingTokens:
+    def launch(self, plan: StepPlan) -> PendingChoices:
         """Start a step, without waiting for it."""
         ...
 
@@ -125,16 +120,12 @@ class Engine:
         before = self.memory.counters()
         start_ns = self.clock()
         plan, counts = self.scheduler.schedule(start_ns)
-        tokens = self.runner.launch(plan)
+        pending = self.runner.launch(plan)
         usage = self.memory.usage(self.scheduler.head)  # while the device computes
-        after = self.memory.counters()
-        token_ids: list[int] = tokens.tolist()
+        choices = pending.tolist()
         end_ns = self.clock()
-        outputs = [
-            TokenOutput(seq.request.request_id, seq.sample_index, token_id)
-            for seq, token_id in zip(self.scheduler.receivers(plan), token_ids, strict=True)
-        ]
-        finished = self.scheduler.complete(plan, token_ids, end_ns)
+        tokens, finished = self.scheduler.complete(plan, choices, end_ns)
+        after = self.memory.counters()
         self._live_request_ids.difference_update(record.request_id for record in finished)
         record = StepRecord(
             step=plan.step,
@@ -142,7 +133,7 @@ class Engine:
             end_ns=end_ns,
             num_prefill_tokens=counts.num_prefill_tokens,
             num_decode_tokens=counts.num_decode_tokens,
-            num_output_tokens=len(token_ids),
+            num_output_tokens=len(tokens),
             num_prefix_hit_tokens=counts.num_prefix_hit_tokens,
             num_recomputed_tokens=counts.num_recomputed_tokens,
             num_running=counts.num_running,
@@ -155,7 +146,7 @@ class Engine:
             is_memory_blocked=counts.is_memory_blocked,
             usage=usage,
         )
-        return StepOutput(record, outputs, finished)
+        return StepOutput(record, tokens, finished)
 
     def unfinished(self) -> list[RequestRecord]:
         """Records of the requests that are still here, with status "unfinished"."""
@@ -192,11 +183,26 @@ class Engine:
                 f"{where} has {num_prompt} prompt tokens and up to {sampling.max_tokens} output tokens, more than"
                 f" max_length {config.max_length}; raise --max-length"
             )
-        if not 1 <= sampling.n <= config.max_running:
+        if not 1 <= sampling.num_sequences <= config.max_running:
             raise RequestError(
-                f"{where} asks for n = {sampling.n} samples; between 1 and max_running {config.max_running} can run"
+                f"{where} asks for {sampling.num_sequences} sequences (n {sampling.n}, beam_width"
+                f" {sampling.beam_width}); between 1 and max_running {config.max_running} can run"
             )
-        if not 0 <= min(request.prompt_token_ids) <= max(request.prompt_token_ids) < config.model.vocab_size:
+        if sampling.beam_width > 1:
+            if sampling.n > sampling.beam_width:
+                raise RequestError(f"{where} asks for n = {sampling.n} hypotheses of {sampling.beam_width} beams")
+            if not self.memory.can_fork:
+                raise RequestError(f"{where} wants beam search, which {config.memory} cannot do; use paged")
+        smallest, largest = _bounds(request.prompt_token_ids)
+        if not 0 <= smallest <= largest < config.model.vocab_size:
             raise RequestError(f"{where} has a token id outside the vocabulary of {config.model.vocab_size}")
         if not self.memory.can_ever_hold(request):
             raise RequestError(f"{where} does not fit the pool of {config.num_slots} slots; raise --kv-memory")
+
+
+def _bounds(token_ids: Sequence[int]) -> tuple[int, int]:
+    """The smallest and the largest id; a packed prompt is not unpacked for it."""
+    if isinstance(token_ids, array):
+        numbers = np.asarray(token_ids)
+        return int(numbers.min()), int(numbers.max())
+    return min(token_ids), max(token_ids)

@@ -4,23 +4,15 @@ Kwon et al., "Efficient Memory Management for Large Language Model Serving with 
 """
 
 import hashlib
-from array import array
 from collections import Counter
 
-from pbench.engine.block_pool import BlockPool
+from pbench.engine.block_pool import BlockPool, num_blocks_for
 from pbench.engine.memory import MemoryCounters
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
 
 _ROOT_DIGEST = b""
-
-
-def num_blocks_for(num_prompt_tokens: int, max_tokens: int, n: int, block_size: int) -> int:
-    """Blocks with which a request of ``n`` samples, alone, runs to its end. They share the prompt's full blocks."""
-    num_shared = num_prompt_tokens // block_size
-    num_blocks = -(-(num_prompt_tokens + max_tokens - 1) // block_size)
-    return num_shared + n * (num_blocks - num_shared)
 
 
 class _Table:
@@ -73,7 +65,9 @@ class PagedMemory:
     def can_ever_hold(self, request: Request) -> bool:
         """See ``KVMemory.can_ever_hold``."""
         num_prompt, sampling = len(request.prompt_token_ids), request.sampling
-        return num_blocks_for(num_prompt, sampling.max_tokens, sampling.n, self.block_size) <= self.num_blocks
+        return (
+            num_blocks_for(num_prompt, sampling.max_tokens, sampling.num_sequences, self.block_size) <= self.num_blocks
+        )
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
         """See ``KVMemory.admit``."""
@@ -103,11 +97,12 @@ class PagedMemory:
             return None
         if is_copied:
             source = block_ids[first]
-            block_ids[first] = pool.allocate()
+            (block_ids[first],) = pool.allocate(1)
             self._pending_copies[block_ids[first]] = source  # takes over this sequence's reference to the source
             self._num_pending_reads[source] += 1
             self._num_copied += 1
-        block_ids.extend(pool.allocate() for _ in range(num_wanted))
+        if num_wanted:
+            block_ids.extend(pool.allocate(num_wanted))
         return first if is_copied else num_held
 
     def commit(self, seq: Sequence) -> None:
@@ -115,9 +110,10 @@ class PagedMemory:
         if not self.is_prefix_cached:
             return
         table = self._tables[seq.seq_id]
-        for index in range(len(table.digests), seq.num_computed_tokens // self.block_size):
-            table.digests.append(self._digest(seq, index, table.digests))
-            self._pool.register(table.block_ids[index], table.digests[index])
+        num_known, num_full = len(table.digests), seq.num_computed_tokens // self.block_size
+        if num_known < num_full:
+            self._extend_digests(seq, table.digests, num_full)
+            self._pool.register(table.block_ids[num_known:num_full], table.digests[num_known:])
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """See ``KVMemory.fork``."""
@@ -131,7 +127,12 @@ class PagedMemory:
     def free(self, seq: Sequence) -> None:
         """See ``KVMemory.free``."""
         del self._sequences[seq.seq_id]
-        for block_id in reversed(self._tables.pop(seq.seq_id).block_ids):
+        block_ids = self._tables.pop(seq.seq_id).block_ids
+        block_ids.reverse()
+        if not self._pending_copies:
+            self._pool.release(block_ids)
+            return
+        for block_id in block_ids:
             self._release(block_id)
 
     def holds(self, seq: Sequence) -> bool:
@@ -147,8 +148,7 @@ class PagedMemory:
         copies = [(source, destination) for destination, source in self._pending_copies.items()]
         self._pending_copies.clear()
         self._num_pending_reads.clear()
-        for source, _ in copies:
-            self._pool.release(source)
+        self._pool.release([source for source, _ in copies])
         return copies
 
     def usage(self, head: Sequence | None) -> KVUsage:
@@ -217,17 +217,22 @@ class PagedMemory:
         digests = self._memo[1]
         for index in range((num_tokens - 1) // self.block_size):
             if index == len(digests):
-                digests.append(self._digest(seq, index, digests))
+                self._extend_digests(seq, digests, index + 1)
             block_id = self._pool.find(digests[index])
             if block_id is None:
                 break
             block_ids.append(block_id)
         return block_ids, digests
 
-    def _digest(self, seq: Sequence, index: int, parents: list[bytes]) -> bytes:
-        tokens = array("q", seq.token_ids[index * self.block_size : (index + 1) * self.block_size])
-        parent = parents[index - 1] if index else _ROOT_DIGEST
-        return hashlib.sha256(parent + tokens.tobytes()).digest()
+    def _extend_digests(self, seq: Sequence, digests: list[bytes], num_blocks: int) -> None:
+        """Append the digests of the sequence's next full blocks, until there are ``num_blocks``."""
+        tokens = seq.token_ids[len(digests) * self.block_size : num_blocks * self.block_size]
+        num_bytes = self.block_size * tokens.itemsize
+        content = tokens.tobytes()
+        digest = digests[-1] if digests else _ROOT_DIGEST
+        for start in range(0, len(content), num_bytes):
+            digest = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
+            digests.append(digest)
 
     def _num_owners(self, block_id: int) -> int:
         """Sequences that hold the block: copies that are still to read it are run before anybody writes."""
@@ -235,7 +240,7 @@ class PagedMemory:
 
     def _release(self, block_id: int) -> None:
         """Release a block; with its last owner goes the copy that was to fill it."""
-        self._pool.release(block_id)
+        self._pool.release([block_id])
         if block_id in self._pending_copies and self._pool.num_refs[block_id] == 0:
             source = self._pending_copies.pop(block_id)
             self._num_pending_reads[source] -= 1

@@ -1,7 +1,13 @@
 """StepPlan: the only thing that the scheduler hands to the runner. Plain data, so that it can be broadcast."""
 
+from array import array
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from pbench.engine.beam_search import Candidate
+
+# What a step chooses for a sample: a token, or for a beam its candidates, most likely first.
+Choice: TypeAlias = int | list[Candidate]
 
 
 class Sample(NamedTuple):
@@ -11,6 +17,7 @@ class Sample(NamedTuple):
     temperature: float  # 0 is greedy
     seed: int
     position: int  # of the token to be chosen, in its sequence
+    num_candidates: int = 0  # more than 0: a beam, which wants its most likely tokens instead of one
 
 
 class PlannedSequence(NamedTuple):
@@ -18,7 +25,7 @@ class PlannedSequence(NamedTuple):
 
     seq_id: int
     start: int  # tokens whose KV is in the pool already
-    token_ids: list[int]  # the tokens to compute, from position ``start`` on
+    token_ids: "array[int]"  # the tokens to compute, from position ``start`` on
     table_start: int  # the runner replaces its table of this sequence from this entry on ...
     table_entries: list[int]  # ... by these: physical block numbers, or the base slot of the one extent
     samples: tuple[Sample, ...]  # empty when the prompt goes on in a later step

@@ -5,6 +5,7 @@ All KV quantities are in slots (room for one token's K and V in every layer).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,14 @@ class KVUsage:
     def waste(self) -> int:
         """Slots that hold nothing and serve nobody else: reserved + internal + external."""
         return self.reserved + self.internal + self.external
+
+
+class TokenOutput(NamedTuple):
+    """One token that a step gave out."""
+
+    request_id: int
+    sample_index: int  # which of the request's n samples, or hypotheses (best first)
+    token_id: int
 
 
 @dataclass(frozen=True, slots=True)

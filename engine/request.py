@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from pbench.engine.beam_search import EarlyStopping
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -16,6 +18,14 @@ class SamplingParams:
     seed: int = 0
     n: int = 1  # samples, each a sequence of its own; sample i uses seed + i
     stop_token_ids: tuple[int, ...] = ()  # ends the sequence, and is given out
+    beam_width: int = 1  # more than 1: beam search; its best n hypotheses are given out when it ends
+    length_penalty: float = 1.0  # of beam search, see BeamSearch
+    early_stopping: EarlyStopping = "heuristic"  # of beam search, see BeamSearch
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that the request has at once, at most."""
+        return self.beam_width if self.beam_width > 1 else self.n
 
 
 @dataclass(frozen=True, slots=True)

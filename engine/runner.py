@@ -12,7 +12,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.decode_graphs import DecodeGraphs
 from pbench.engine.model import Model
 from pbench.engine.plan import PlannedSequence, StepPlan
-from pbench.engine.sampling import choose_tokens
+from pbench.engine.sampling import BeamChoices, choose
 from pbench.kernels.copy_blocks import copy_blocks
 
 Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
@@ -53,8 +53,8 @@ class Runner:
         self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> Tensor:
-        """Start a step; returns the sampled tokens, int64 (number of samples in the plan), on the device."""
+    def launch(self, plan: StepPlan) -> Tensor | BeamChoices:
+        """See ``pbench.engine.engine.StepRunner``. Tokens stay on the device until they are asked for."""
         self._update_tables(plan)
         if plan.copies:
             copy_blocks(self.pool, torch.tensor(plan.copies, dtype=torch.int64).to(self.device))
@@ -64,16 +64,16 @@ class Runner:
             size = self._graphs.size_for(num_decodes)
             self._decode_batch(plan.sequences, size, self._width)
             logits, greedy = self._graphs.replay(size)
-            if len(samples) == num_decodes and all(sample.temperature == 0 for sample in samples):
+            if len(samples) == num_decodes and all(s.temperature == 0 and not s.num_candidates for s in samples):
                 return greedy[:num_decodes]
         else:
             batch = self._decode_batch(plan.sequences, num_decodes) if num_decodes else self._mixed_batch(plan)
             hidden = self._forward(batch)
             rows = torch.from_numpy(_last_rows(plan.sequences)).to(self.device, non_blocking=True)
             logits = self.model.logits(hidden.index_select(0, rows))
-            return choose_tokens(logits, samples)
+            return choose(logits, samples)
         rows = torch.tensor([row for row, seq in enumerate(plan.sequences) for _ in seq.samples], device=self.device)
-        return choose_tokens(logits.index_select(0, rows), samples)
+        return choose(logits.index_select(0, rows), samples)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -1,11 +1,49 @@
-"""Choosing tokens from logits: greedy, or by temperature with a seed per sequence."""
+"""Choosing from logits: greedily, by temperature with a seed per sequence, or the candidates of beams."""
 
 import torch
 from torch import Tensor
 
-from pbench.engine.plan import Sample
+from pbench.engine.beam_search import Candidate
+from pbench.engine.plan import Choice, Sample
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+
+class BeamChoices:
+    """Choices of a step with beams in it, while it may still be running."""
+
+    def __init__(self, tokens: Tensor, candidates: dict[int, tuple[Tensor, Tensor]]) -> None:
+        self._tokens = tokens
+        self._candidates = candidates  # by row: log-probabilities and token ids, most likely first
+
+    def tolist(self) -> list[Choice]:
+        """Wait for the step; the choice of every row."""
+        choices: list[Choice] = [*self._tokens.tolist()]
+        for row, (log_probs, token_ids) in self._candidates.items():
+            pairs = zip(token_ids.tolist(), log_probs.tolist(), strict=True)
+            choices[row] = [Candidate(token_id, log_prob) for token_id, log_prob in pairs]
+        return choices
+
+
+def choose(logits: Tensor, samples: list[Sample]) -> Tensor | BeamChoices:
+    """Choose for every row what its sample asks for: see ``choose_tokens``, or its candidates for a beam.
+
+    Args:
+        logits: (num_samples, vocab_size), any float dtype.
+        samples: one per row.
+    """
+    tokens = choose_tokens(logits, samples)
+    rows = [row for row, sample in enumerate(samples) if sample.num_candidates]
+    if not rows:
+        return tokens
+    most = min(max(samples[row].num_candidates for row in rows), logits.shape[-1])
+    chosen = logits[torch.tensor(rows, device=logits.device)].float().log_softmax(dim=-1)
+    log_probs, token_ids = chosen.topk(most, dim=-1)
+    candidates = {}
+    for index, row in enumerate(rows):
+        count = samples[row].num_candidates
+        candidates[row] = (log_probs[index, :count], token_ids[index, :count])
+    return BeamChoices(tokens, candidates)
 
 
 def choose_tokens(logits: Tensor, samples: list[Sample]) -> Tensor:

@@ -6,11 +6,12 @@ waiting ones are admitted while the budget, the number of sequences and the memo
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pbench.engine.memory import KVMemory
-from pbench.engine.plan import PlannedSequence, Sample, StepPlan
-from pbench.engine.records import RequestRecord
+from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan
+from pbench.engine.records import RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
 
@@ -53,7 +54,7 @@ class Scheduler:
     def add(self, request: Request, added_ns: int) -> None:
         """Put a request at the end of the queue."""
         sequences = []
-        for sample_index in range(request.sampling.n):
+        for sample_index in range(1 if request.sampling.beam_width > 1 else request.sampling.n):
             sequences.append(Sequence(self._next_seq_id, request, sample_index))
             self._next_seq_id += 1
         state = RequestState(request, sequences, added_ns)
@@ -73,9 +74,8 @@ class Scheduler:
             for state in states:
                 if state.request.request_id == request_id:
                     states.remove(state)
-                    self._free(state)
-                    for seq in state.sequences:
-                        del self._sequences[seq.seq_id]
+                    for seq in list(state.unfinished):
+                        self._end(state, seq)
                     return state
         return None
 
@@ -95,31 +95,36 @@ class Scheduler:
         counts.num_running = len(self.running)
         return plan, counts
 
-    def receivers(self, plan: StepPlan) -> list[Sequence]:
-        """The sequences that receive the plan's samples, in order."""
-        return [self._sequences[sample.seq_id][1] for planned in plan.sequences for sample in planned.samples]
-
-    def complete(self, plan: StepPlan, token_ids: list[int], now_ns: int) -> list[RequestRecord]:
-        """Append the tokens sampled for ``plan`` (in the order of its samples); returns the requests that ended."""
-        finished: list[RequestState] = []
+    def complete(
+        self, plan: StepPlan, choices: Iterable[Choice], now_ns: int
+    ) -> tuple[list[TokenOutput], list[RequestRecord]]:
+        """Take what was chosen for ``plan``, in the order of its samples; returns the tokens given out, the ended."""
+        tokens: list[TokenOutput] = []
+        touched: dict[int, RequestState] = {}  # requests that may end now
         samples = (sample for planned in plan.sequences for sample in planned.samples)
-        for sample, token_id in zip(samples, token_ids, strict=True):
+        for sample, choice in zip(samples, choices, strict=True):
             state, seq = self._sequences[sample.seq_id]
-            seq.token_ids.append(token_id)
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
-            sampling = seq.request.sampling
-            if seq.num_output_tokens == sampling.max_tokens or token_id in sampling.stop_token_ids:
-                seq.is_finished = True
-                state.unfinished.remove(seq)
-                self._release(seq)
-                if not state.unfinished:
-                    finished.append(state)
-        for state in finished:
-            self.running.remove(state)
-            for seq in state.sequences:
-                del self._sequences[seq.seq_id]
-        return [self.record(state, "finished", now_ns) for state in finished]
+            if isinstance(choice, int):
+                seq.token_ids.append(choice)
+                state.num_output_tokens += 1
+                tokens.append(TokenOutput(state.request.request_id, seq.sample_index, choice))
+                sampling = seq.request.sampling
+                if seq.num_output_tokens == sampling.max_tokens or choice in sampling.stop_token_ids:
+                    self._end(state, seq)
+                    touched[state.request.request_id] = state
+            else:
+                state.beam_rows[seq.seq_id] = choice
+                touched[state.request.request_id] = state
+        finished: list[RequestState] = []
+        for state in touched.values():
+            if len(state.beam_rows) == len(state.unfinished) > 0:
+                tokens += self._advance_beams(state)
+            if not state.unfinished:
+                finished.append(state)
+                self.running.remove(state)
+        return tokens, [self.record(state, "finished", now_ns) for state in finished]
 
     def record(self, state: RequestState, status: str, now_ns: int) -> RequestRecord:
         """The record of a request that leaves, or of one that is still here."""
@@ -132,8 +137,8 @@ class Scheduler:
             first_token_ns=state.first_token_ns,
             finished_ns=now_ns,
             num_prompt_tokens=len(state.request.prompt_token_ids),
-            num_output_tokens=sum(seq.num_output_tokens for seq in state.sequences),
-            num_sequences=len(state.sequences),
+            num_output_tokens=state.num_output_tokens,
+            num_sequences=state.request.sampling.num_sequences,
             num_prefix_hit_tokens=state.num_prefix_hit_tokens,
             num_recomputed_tokens=state.num_recomputed_tokens,
             num_preemptions=state.num_preemptions,
@@ -157,10 +162,10 @@ class Scheduler:
         return budget
 
     def _admit_waiting(self, planned: list[PlannedSequence], counts: StepCounts, budget: int, start_ns: int) -> None:
-        num_sequences = sum(len(state.unfinished) for state in self.running)
+        num_sequences = sum(_num_sequences(state) for state in self.running)
         while self.waiting and budget > 0:
             state = self.waiting[0]
-            num_new = len(state.unfinished)
+            num_new = _num_sequences(state)
             if num_sequences + num_new > self.max_running:
                 return
             num_hits = self._admit(state, num_sequences)
@@ -206,6 +211,8 @@ class Scheduler:
             end = len(seq.token_ids) if state.is_forked else seq.num_prompt_tokens
             num_wanted = end - seq.num_computed_tokens
             num_tokens = min(num_wanted, budget)
+            if num_wanted == 0:
+                continue  # a beam that waits for the others
             if num_tokens == 0 or (num_tokens < num_wanted and not self.is_prefill_chunked):
                 break
             changed_from = self.memory.grow(seq, num_tokens)
@@ -234,9 +241,11 @@ class Scheduler:
             seq.num_table_entries_sent = len(entries)
             samples: tuple[Sample, ...] = ()
             if not state.is_forked and end == seq.num_prompt_tokens:
-                samples = tuple(_sample(other) for other in [seq, *self._fork(state, seq)] if other.num_tokens == end)
+                samples = tuple(
+                    _sample(state, other) for other in [seq, *self._fork(state, seq)] if other.num_tokens == end
+                )
             elif end == len(seq.token_ids):
-                samples = (_sample(seq),)
+                samples = (_sample(state, seq),)
             planned.append(
                 PlannedSequence(
                     seq.seq_id, start, seq.token_ids[start:end], changed_from, entries[changed_from:], samples
@@ -263,6 +272,47 @@ class Scheduler:
             child.max_computed_tokens = max(child.max_computed_tokens, child.num_computed_tokens)
         return children
 
+    def _advance_beams(self, state: RequestState) -> list[TokenOutput]:
+        """Let every beam of a request take its next token; returns the tokens of the best hypotheses at its end.
+
+        The first continuation of a beam goes on as its sequence, further ones fork from it, and beams without any
+        are freed.
+        """
+        assert state.beam_search is not None
+        parents = list(state.unfinished)
+        rows = [state.beam_rows[seq.seq_id] for seq in parents]
+        state.beam_rows.clear()
+        extensions = state.beam_search.advance(rows, [seq.token_ids[seq.num_prompt_tokens :] for seq in parents])
+        beams: list[Sequence] = []
+        for extension in extensions:
+            beam = parents[extension.beam]
+            beams.append(self._fork_beam(state, beam) if beam in beams else beam)
+        for seq in parents:
+            if seq not in beams:
+                self._end(state, seq)
+        for seq, extension in zip(beams, extensions, strict=True):
+            seq.token_ids.append(extension.token_id)
+        state.unfinished[:] = beams
+        if beams:
+            return []
+        best = state.beam_search.hypotheses[: state.request.sampling.n]
+        state.num_output_tokens = sum(len(hypothesis.token_ids) for hypothesis in best)
+        return [
+            TokenOutput(state.request.request_id, rank, token_id)
+            for rank, hypothesis in enumerate(best)
+            for token_id in hypothesis.token_ids
+        ]
+
+    def _fork_beam(self, state: RequestState, parent: Sequence) -> Sequence:
+        child = Sequence(self._next_seq_id, state.request)
+        self._next_seq_id += 1
+        self._sequences[child.seq_id] = (state, child)
+        self.memory.fork(parent, child)
+        child.token_ids = parent.token_ids[:]
+        child.num_computed_tokens = parent.num_computed_tokens
+        child.max_computed_tokens = parent.max_computed_tokens
+        return child
+
     # Giving back
 
     def _preempt_newest(self) -> RequestState:
@@ -277,7 +327,14 @@ class Scheduler:
         """Free whatever the sequences of a request hold, and let it start again."""
         for seq in state.unfinished:
             self._release(seq)
+        state.beam_rows.clear()
         state.start_again(can_fork=self.memory.can_fork)
+
+    def _end(self, state: RequestState, seq: Sequence) -> None:
+        """Let a sequence leave for good."""
+        state.unfinished.remove(seq)
+        self._release(seq)
+        del self._sequences[seq.seq_id]
 
     def _release(self, seq: Sequence) -> None:
         if self.memory.holds(seq):
@@ -287,7 +344,14 @@ class Scheduler:
         seq.num_table_entries_sent = 0
 
 
-def _sample(seq: Sequence) -> Sample:
-    """The sequence's next token."""
+def _sample(state: RequestState, seq: Sequence) -> Sample:
+    """The sequence's next token, or candidates for it."""
     sampling = seq.request.sampling
-    return Sample(seq.seq_id, sampling.temperature, sampling.seed + seq.sample_index, len(seq.token_ids))
+    num_candidates = 0 if state.beam_search is None else state.beam_search.num_candidates()
+    seed = sampling.seed + seq.sample_index
+    return Sample(seq.seq_id, sampling.temperature, seed, len(seq.token_ids), num_candidates)
+
+
+def _num_sequences(state: RequestState) -> int:
+    """Sequences that the request may have at once, from now on."""
+    return len(state.unfinished) if state.beam_search is None else state.beam_search.width

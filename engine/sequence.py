@@ -1,5 +1,8 @@
 """A request while it lives in the engine, and its sequences."""
 
+from array import array
+
+from pbench.engine.beam_search import BeamSearch, Candidate
 from pbench.engine.request import Request
 
 
@@ -11,10 +14,12 @@ class Sequence:
 
         token_ids[0 : num_computed_tokens]   their KV is in the pool, or will be when the planned step has run
         token_ids[num_computed_tokens : ]    still to compute
+
+    ``token_ids`` is packed, four bytes a token: a long queue of long prompts takes a tenth of a list's memory, and a
+    block's tokens are hashed without being converted.
     """
 
     __slots__ = (
-        "is_finished",
         "max_computed_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
@@ -29,12 +34,11 @@ class Sequence:
         self.seq_id = seq_id
         self.request = request
         self.sample_index = sample_index
-        self.token_ids = list(request.prompt_token_ids)
+        self.token_ids = array("i", request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
         self.max_computed_tokens = 0  # before any preemption: what is below it and computed again is recomputation
         self.num_table_entries_sent = 0  # of its table, the runner knows these leading entries
-        self.is_finished = False
 
     @property
     def num_tokens(self) -> int:
@@ -62,9 +66,12 @@ class RequestState:
     __slots__ = (
         "active",
         "added_ns",
+        "beam_rows",
+        "beam_search",
         "first_scheduled_ns",
         "first_token_ns",
         "is_forked",
+        "num_output_tokens",
         "num_preemptions",
         "num_prefix_hit_tokens",
         "num_recomputed_tokens",
@@ -78,8 +85,20 @@ class RequestState:
         self.sequences = sequences
         self.unfinished = list(sequences)  # those that still want tokens, the leader first
         self.added_ns = added_ns
+        sampling = request.sampling
+        self.beam_search: BeamSearch | None = None
+        if sampling.beam_width > 1:
+            self.beam_search = BeamSearch(
+                sampling.beam_width,
+                max_tokens=sampling.max_tokens,
+                stop_token_ids=sampling.stop_token_ids,
+                length_penalty=sampling.length_penalty,
+                early_stopping=sampling.early_stopping,
+            )
+        self.beam_rows: dict[int, list[Candidate]] = {}  # by seq_id: beams wait until every one has its candidates
         self.first_scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
+        self.num_output_tokens = 0
         self.num_prefix_hit_tokens = 0
         self.num_recomputed_tokens = 0
         self.num_preemptions = 0

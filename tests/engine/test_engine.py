@@ -233,7 +233,8 @@ def test_unfinished_requests_are_told() -> None:
         (Request(0, [1] * 120, SamplingParams(max_tokens=9)), "max_length 128"),
         (Request(0, [1, 10**6], SamplingParams(max_tokens=9)), "vocabulary"),
         (Request(0, [1, -1], SamplingParams(max_tokens=9)), "vocabulary"),
-        (Request(0, [1], SamplingParams(max_tokens=9, n=9)), "n = 9"),
+        (Request(0, [1], SamplingParams(max_tokens=9, n=9)), "n 9"),
+        (Request(0, [1], SamplingParams(max_tokens=9, n=0)), "n 0"),
         (Request(0, [1] * 90, SamplingParams(max_tokens=30, n=8)), "does not fit the pool"),
     ],
 )

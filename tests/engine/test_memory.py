@@ -95,7 +95,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def fork(self, data: st.DataObject) -> None:
         parent = data.draw(st.sampled_from(self.live))
         child = self.new_sequence(parent.request.prompt_token_ids)
-        child.token_ids = list(parent.token_ids)
+        child.token_ids = parent.token_ids[:]
         self.memory.fork(parent, child)
         child.num_computed_tokens = parent.num_computed_tokens
         self.live.append(child)
@@ -276,7 +276,7 @@ def test_the_audit_sees_planted_damage(mutation: str) -> None:
         if mutation == "lost reference":
             pool.num_refs[memory.table(seq)[0]] += 1
         else:
-            pool.release(memory.table(seq)[0])
+            pool.release([memory.table(seq)[0]])
         with pytest.raises(AssertionError):
             memory.check_integrity()
     else:

@@ -92,9 +92,10 @@ def play(
         memory.check_integrity()
         assert memory.usage(scheduler.head).pool == memory.num_slots
         tokens = runner.run(plan)
-        for seq, token in zip(scheduler.receivers(plan), tokens, strict=True):
-            outputs.setdefault((seq.request.request_id, seq.sample_index), []).append(token)
-        records += scheduler.complete(plan, tokens, now_ns=step)
+        given, finished = scheduler.complete(plan, tokens, now_ns=step)
+        for output in given:
+            outputs.setdefault((output.request_id, output.sample_index), []).append(output.token_id)
+        records += finished
         memory.check_integrity()
         step += 1
         assert step < 5000, "no progress"

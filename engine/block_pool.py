@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
 
 class BlockPool:
@@ -47,14 +48,20 @@ class BlockPool:
         block_ids = self._free_block_ids[num_kept:]
         del self._free_block_ids[num_kept:]
         block_ids.reverse()
-        while len(block_ids) < count:
-            block_id, _ = self._cached_block_ids.popitem(last=False)
-            del self._block_by_digest[self._digest_by_block.pop(block_id)]
-            self.num_evicted += 1
-            block_ids.append(block_id)
+        block_ids += self._evict(count - len(block_ids))
         num_refs = self.num_refs
         for block_id in block_ids:
             num_refs[block_id] = 1
+        return block_ids
+
+    def _evict(self, count: int) -> list[int]:
+        """Give up the cached blocks that were released longest ago."""
+        block_ids = list(islice(self._cached_block_ids, count))
+        cached, block_by_digest, digest_by_block = self._cached_block_ids, self._block_by_digest, self._digest_by_block
+        for block_id in block_ids:
+            del cached[block_id]
+            del block_by_digest[digest_by_block.pop(block_id)]
+        self.num_evicted += count
         return block_ids
 
     def acquire(self, block_id: int) -> None:
@@ -86,12 +93,18 @@ class BlockPool:
 
     def register(self, block_ids: list[int], digests: list[bytes]) -> None:
         """Let ``find`` know held, full blocks by their content, but for content that another block has already."""
-        block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
+        num_refs, block_by_digest, digest_by_block = self.num_refs, self._block_by_digest, self._digest_by_block
         for block_id, digest in zip(block_ids, digests, strict=True):
-            assert self.num_refs[block_id] > 0, f"block {block_id} is registered but not held"
+            assert num_refs[block_id] > 0, f"block {block_id} is registered but not held"
             assert block_id not in digest_by_block, f"block {block_id} is registered twice"
             if block_by_digest.setdefault(digest, block_id) == block_id:
                 digest_by_block[block_id] = digest
+
+    def forget(self, block_id: int) -> None:
+        """Free a cached block: what it was to hold never came."""
+        del self._cached_block_ids[block_id]
+        del self._block_by_digest[self._digest_by_block.pop(block_id)]
+        self._free_block_ids.append(block_id)
 
     def check_integrity(self, owners: Iterable[int]) -> None:
         """Audit against ``owners``: one entry per reference, the block's number.

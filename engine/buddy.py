@@ -19,7 +19,7 @@ class BuddyAllocator:
     two tiles never merge: what follows a tile is smaller than it.
 
     Leftmost first: of the free extents that are long enough, the one at the lowest address is taken, and its left half
-    is split on. Each operation costs O(log num_slots) list operations, on lists as long as the free extents of a length.
+    is split on. An operation costs O(log num_slots) list operations, on lists as long as the free extents of a length.
     """
 
     def __init__(self, num_slots: int) -> None:
@@ -40,7 +40,7 @@ class BuddyAllocator:
         return max((1 << order for order in orders), default=0)
 
     def allocate(self, length: int) -> int | None:
-        """Take an extent of ``length`` slots, a power of two; returns its start, or None when no free one is as long."""
+        """Take an extent of ``length`` slots, a power of two; returns its start, or None when none is long enough."""
         wanted = _order(length)
         candidates = [(starts[0], wanted + i) for i, starts in enumerate(self._starts_by_order[wanted:]) if starts]
         if not candidates:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pbench.engine.block_pool import num_blocks_for
 from pbench.engine.errors import ConfigError
 from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
+from pbench.engine.preemption import PREEMPTION_MODES
+from pbench.engine.reservation import reservation_for
 
-MEMORY_SPECS = ("paged", "contiguous:max")
+MEMORY_SPECS = ("paged", "contiguous:max", "contiguous:pow2", "contiguous:oracle", "static")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class EngineConfig:
     max_running: int = 256  # sequences that hold KV at once, at most
     is_prefill_chunked: bool = True  # a prompt may be computed over several steps
     is_prefix_cached: bool = True  # paged only
+    preemption: str = "recompute"  # one of PREEMPTION_MODES: what happens to a request that must make room; paged only
+    host_kv_memory_bytes: int = 0  # host memory for swapped blocks
     dtype: str = "float32"  # "float32" | "bfloat16" | "float16"
     device: str = "cpu"  # "cpu" | "cuda"
     num_threads: int = 0  # that torch computes with on the CPU; 0: as torch decides
@@ -42,6 +46,13 @@ class EngineConfig:
         for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.preemption not in PREEMPTION_MODES:
+            raise ConfigError(f"preemption {self.preemption!r} is unknown; known: {', '.join(PREEMPTION_MODES)}")
+        if self.memory == "paged" and self.preemption != "recompute" and self.num_host_blocks < 1:
+            raise ConfigError(
+                f"preemption {self.preemption!r} needs host memory for at least a block of"
+                f" {self.block_size * self.slot_bytes} bytes; raise --host-memory"
+            )
         if self.max_batch_tokens < self.max_running:
             raise ConfigError(
                 f"max_batch_tokens {self.max_batch_tokens} is below max_running {self.max_running}: a step could not"
@@ -69,11 +80,18 @@ class EngineConfig:
         num_slots = self.kv_memory_bytes // self.slot_bytes
         return num_slots // self.block_size * self.block_size if self.memory == "paged" else num_slots
 
+    @property
+    def num_host_blocks(self) -> int:
+        """Blocks of host memory that preempted requests can be swapped to; none where nothing swaps."""
+        if self.memory != "paged" or self.preemption == "recompute":
+            return 0
+        return self.host_kv_memory_bytes // (self.block_size * self.slot_bytes)
+
     def num_slots_for(self, num_prompt_tokens: int, max_tokens: int, n: int = 1) -> int:
         """Slots of the smallest pool in which a request of ``n`` samples can run to its end."""
         if self.memory == "paged":
             return num_blocks_for(num_prompt_tokens, max_tokens, n, self.block_size) * self.block_size
-        return n * self.max_length
+        return n * reservation_for(self.memory, self.max_length).last_slots(num_prompt_tokens + max_tokens - 1)
 
     def check_pool(self, num_prompt_tokens: int, max_tokens: int, n: int = 1) -> None:
         """Refuse a pool that could not run a request, before anything is allocated.
@@ -83,7 +101,7 @@ class EngineConfig:
         """
         num_needed = self.num_slots_for(num_prompt_tokens, max_tokens, n)
         if num_needed > self.num_slots:
-            held = "blocks for its tokens" if self.memory == "paged" else f"a reservation of {self.max_length} tokens"
+            held = "blocks for its tokens" if self.memory == "paged" else f"a reservation of {num_needed // n} tokens"
             samples = f" for each of its {n} samples" if n > 1 else ""
             smallest = num_needed * self.slot_bytes
             raise ConfigError(

@@ -7,15 +7,19 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, StepPlan
+from pbench.engine.preemption import PreemptionCosts
 from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.reservation import reservation_for
 from pbench.engine.scheduler import Scheduler
+from pbench.engine.static_memory import StaticMemory
 
 
 class StepOutput(NamedTuple):
@@ -30,9 +34,16 @@ def make_memory(config: EngineConfig) -> KVMemory:
     """The memory that ``config.memory`` names, empty."""
     if config.memory == "paged":
         return PagedMemory(
-            config.num_slots // config.block_size, config.block_size, is_prefix_cached=config.is_prefix_cached
+            config.num_slots // config.block_size,
+            config.block_size,
+            is_prefix_cached=config.is_prefix_cached,
+            num_host_blocks=config.num_host_blocks,
         )
-    return ContiguousMemory(config.num_slots, config.max_length)
+    if config.memory == "contiguous:pow2":
+        return BuddyMemory(config.num_slots)
+    if config.memory == "static":
+        return StaticMemory(config.num_slots, config.max_running)
+    return ContiguousMemory(config.num_slots, reservation_for(config.memory, config.max_length))
 
 
 class PendingChoices(Protocol):
@@ -50,6 +61,10 @@ class StepRunner(Protocol):
 
     def launch(self, plan: StepPlan) -> PendingChoices:
         """Start a step, without waiting for it."""
+        ...
+
+    def time_swap(self, num_blocks: int) -> int:
+        """Nanoseconds to copy so many blocks to host memory and back; only where the configuration swaps."""
         ...
 
     def warm_up(self) -> None:
@@ -82,7 +97,9 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             is_prefill_chunked=config.is_prefill_chunked,
+            swapping=self.memory if config.num_host_blocks and isinstance(self.memory, PagedMemory) else None,
         )
+        self.preemption_costs: PreemptionCosts | None = None  # measured by ``warm_up``, where they decide
         self.weights_bytes = runner.weights_bytes
         self.num_slots = config.num_slots
         self.slot_bytes = config.slot_bytes
@@ -143,6 +160,9 @@ class Engine:
             num_forks=after.num_forks - before.num_forks,
             num_copied_blocks=after.num_copied_blocks - before.num_copied_blocks,
             num_evicted_blocks=after.num_evicted_blocks - before.num_evicted_blocks,
+            num_swapped_out_blocks=after.num_swapped_out_blocks - before.num_swapped_out_blocks,
+            num_swapped_in_blocks=after.num_swapped_in_blocks - before.num_swapped_in_blocks,
+            num_moved_slots=after.num_moved_slots - before.num_moved_slots,
             is_memory_blocked=counts.is_memory_blocked,
             usage=usage,
         )
@@ -160,14 +180,32 @@ class Engine:
         config = self.config
         longest = min(config.max_length, config.max_batch_tokens, config.num_slots)
         for prompt_length in (1, 16, longest // 2, longest - 2):
-            if prompt_length > 0 and prompt_length + 2 <= longest:
-                prompt = [index % config.model.vocab_size for index in range(prompt_length)]
-                self.add_request(Request(-prompt_length, prompt, SamplingParams(max_tokens=2)))
+            prompt = [index % config.model.vocab_size for index in range(prompt_length)]
+            request = Request(-prompt_length, prompt, SamplingParams(max_tokens=2))
+            if prompt_length > 0 and prompt_length + 2 <= longest and self.memory.can_ever_hold(request):
+                self.add_request(request)
         while self.has_unfinished:
             self.step()
         self.runner.warm_up()
+        if config.num_host_blocks and config.preemption == "auto":
+            self.preemption_costs = self._measure_preemption(longest - 2)
+            self.scheduler.is_swapping = self.preemption_costs.is_swap_cheaper
         self.memory.reset()
         self.scheduler.reset()
+
+    def _measure_preemption(self, num_tokens: int) -> PreemptionCosts:
+        """Time a prefill of so many tokens, or of as many as are possible, and the swap of as many blocks."""
+        self.memory.reset()
+        num_tokens = max(num_tokens, 1)
+        prompt = [index % self.config.model.vocab_size for index in range(num_tokens)]
+        self.add_request(Request(-1, prompt, SamplingParams(max_tokens=1)))
+        prefill_ns = 0
+        while self.has_unfinished:
+            record = self.step().record
+            prefill_ns += record.end_ns - record.start_ns
+        num_blocks = min(max(num_tokens // self.block_size, 1), self.config.num_host_blocks)
+        swap_ns = self.runner.time_swap(num_blocks)
+        return PreemptionCosts(prefill_ns / num_tokens, swap_ns / (num_blocks * self.block_size))
 
     def _check(self, request: Request) -> None:
         config, sampling = self.config, request.sampling

@@ -14,8 +14,10 @@ Who holds what (all half-open, in tokens of one sequence)::
     [num_computed_tokens, slots it holds)    held for later: reserved if it will be filled, internal if not
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+from pbench.engine.plan import Swaps
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
@@ -27,6 +29,31 @@ class MemoryCounters(NamedTuple):
     num_forks: int
     num_copied_blocks: int
     num_evicted_blocks: int
+    num_moved_slots: int = 0
+    num_swapped_out_blocks: int = 0
+    num_swapped_in_blocks: int = 0
+
+
+class Swapping(Protocol):
+    """What a memory adds that can keep preempted requests in host memory."""
+
+    def swap_out(self, seqs: list[Sequence]) -> bool:
+        """Move what the sequences of one request hold to host memory, shared blocks once.
+
+        False, and nothing has changed, when there is no room for it. What grew for the step being planned is dropped.
+        """
+        ...
+
+    def swap_in(self, seqs: list[Sequence], num_running: int) -> bool:
+        """Bring swapped sequences back, with room to grow by a token each; shared blocks are shared again.
+
+        False, and nothing has changed, when the pool has no room. ``num_running`` is as for ``admit``.
+        """
+        ...
+
+    def take_swaps(self) -> Swaps:
+        """The copies between pool and host memory that the next step begins with; each is handed out once."""
+        ...
 
 
 class KVMemory(Protocol):
@@ -37,6 +64,10 @@ class KVMemory(Protocol):
 
     def can_ever_hold(self, request: Request) -> bool:
         """Whether the request, alone in the pool, runs to its end."""
+        ...
+
+    def foresee(self, waiting: Iterable[list[Sequence]]) -> None:
+        """Look ahead before the admissions of a step: the sequences of each waiting request, first come first."""
         ...
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
@@ -84,6 +115,13 @@ class KVMemory(Protocol):
 
     def table(self, seq: Sequence) -> list[int]:
         """The live table of the sequence: physical block numbers, or the base slot of its extent. Do not change it."""
+        ...
+
+    def take_moves(self) -> list[tuple[int, int, int]]:
+        """The (source slot, destination slot, number of slots) to move before the next copy and the next write.
+
+        Each is handed out once. No destination overlaps any source.
+        """
         ...
 
     def take_copies(self) -> list[tuple[int, int]]:

@@ -5,12 +5,15 @@ Kwon et al., "Efficient Memory Management for Large Language Model Serving with 
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 
 from pbench.engine.block_pool import BlockPool, num_blocks_for
 from pbench.engine.memory import MemoryCounters
+from pbench.engine.plan import Swaps
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
+from pbench.engine.swap_space import SwapSpace
 
 _ROOT_DIGEST = b""
 
@@ -39,12 +42,19 @@ class PagedMemory:
     can_fork = True
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, is_prefix_cached: bool = True, watermark: float = 0.01
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        is_prefix_cached: bool = True,
+        watermark: float = 0.01,
+        num_host_blocks: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_blocks * block_size
         self.is_prefix_cached = is_prefix_cached
+        self.num_host_blocks = num_host_blocks
         self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission, for sequences that grow
         self.reset()
 
@@ -53,14 +63,18 @@ class PagedMemory:
         self._pool = BlockPool(self.num_blocks)
         self._tables: dict[int, _Table] = {}
         self._sequences: dict[int, Sequence] = {}
-        self._memo: tuple[int, list[bytes]] = (
-            -1,
-            [],
-        )  # digests of the sequence whose admission was tried last
+        self._memo: tuple[int, list[bytes]] = (-1, [])  # digests of the sequence whose admission was tried last
         self._pending_copies: dict[int, int] = {}  # destination -> source; each holds a reference to its source
         self._num_pending_reads: Counter[int] = Counter()  # source -> how many of its references those are
+        self._swap_space = SwapSpace(self.num_host_blocks)
+        self._swapped: dict[int, _Table] = {}  # of sequences in host memory: host blocks
+        self._host_refs: Counter[int] = Counter()  # swapped sequences that share a host block
+        self._pending_swaps_out: list[tuple[int, int]] = []
+        self._pending_swaps_in: dict[int, int] = {}  # pool block -> host block
         self._num_forks = 0
         self._num_copied = 0
+        self._num_swapped_out = 0
+        self._num_swapped_in = 0
 
     def can_ever_hold(self, request: Request) -> bool:
         """See ``KVMemory.can_ever_hold``."""
@@ -68,6 +82,9 @@ class PagedMemory:
         return (
             num_blocks_for(num_prompt, sampling.max_tokens, sampling.num_sequences, self.block_size) <= self.num_blocks
         )
+
+    def foresee(self, waiting: Iterable[list[Sequence]]) -> None:
+        """See ``KVMemory.foresee``: every sequence is admitted for itself."""
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
         """See ``KVMemory.admit``."""
@@ -127,9 +144,12 @@ class PagedMemory:
     def free(self, seq: Sequence) -> None:
         """See ``KVMemory.free``."""
         del self._sequences[seq.seq_id]
+        if seq.seq_id in self._swapped:
+            self._release_host(self._swapped.pop(seq.seq_id).block_ids)
+            return
         block_ids = self._tables.pop(seq.seq_id).block_ids
         block_ids.reverse()
-        if not self._pending_copies:
+        if not (self._pending_copies or self._pending_swaps_in):
             self._pool.release(block_ids)
             return
         for block_id in block_ids:
@@ -137,11 +157,86 @@ class PagedMemory:
 
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
-        return seq.seq_id in self._tables
+        return seq.seq_id in self._sequences
+
+    def swap_out(self, seqs: list[Sequence]) -> bool:
+        """See ``Swapping.swap_out``.
+
+        A copy-on-write that has not run yet is undone: what it was to copy is still in its source.
+        """
+        held: list[list[int]] = []  # of each sequence: the blocks that hold its tokens
+        for seq in seqs:
+            block_ids = self._tables[seq.seq_id].block_ids[: -(-seq.num_computed_tokens // self.block_size)]
+            held.append([self._pending_copies.get(block_id, block_id) for block_id in block_ids])
+        distinct = dict.fromkeys(block_id for block_ids in held for block_id in block_ids)
+        if len(distinct) > self._swap_space.num_free:
+            return False
+        host_by_block = {block_id: self._swap_space.allocate() for block_id in distinct}
+        self._pending_swaps_out.extend(host_by_block.items())
+        self._num_swapped_out += len(host_by_block)
+        for seq, block_ids in zip(seqs, held, strict=True):
+            digests = self._tables[seq.seq_id].digests
+            self.free(seq)
+            host_ids = [host_by_block[block_id] for block_id in block_ids]
+            self._host_refs.update(host_ids)
+            self._swapped[seq.seq_id] = _Table(host_ids, digests)
+            self._sequences[seq.seq_id] = seq
+        return True
+
+    def swap_in(self, seqs: list[Sequence], num_running: int) -> bool:
+        """See ``Swapping.swap_in``. A block that the prefix cache still has is not copied, but shared."""
+        pool = self._pool
+        found: dict[int, int | None] = {}  # host block -> the block with the same content, or None
+        digest_by_host: dict[int, bytes] = {}
+        for seq in seqs:
+            table = self._swapped[seq.seq_id]
+            digest_by_host.update(zip(table.block_ids, table.digests, strict=False))
+            for host_id in table.block_ids:
+                digest = digest_by_host.get(host_id)
+                found[host_id] = None if digest is None else pool.find(digest)
+        cached = {block_id for block_id in found.values() if block_id is not None}
+        num_wanted = sum(block_id is None for block_id in found.values()) + self._num_blocks_to_grow(seqs)
+        num_available = pool.num_available - sum(map(pool.is_cached_only, cached))
+        if num_wanted > num_available - (self.watermark_blocks if num_running else 0):
+            return False
+        for block_id in cached:
+            pool.acquire(block_id)
+        block_by_host: dict[int, int] = {}
+        for host_id, block_id in found.items():
+            if block_id is None:
+                (block_id,) = pool.allocate(1)
+                self._pending_swaps_in[block_id] = host_id
+                if host_id in digest_by_host:
+                    pool.register([block_id], [digest_by_host[host_id]])
+                self._num_swapped_in += 1
+            block_by_host[host_id] = block_id
+        owned: set[int] = set()
+        for seq in seqs:
+            table = self._swapped.pop(seq.seq_id)
+            block_ids = [block_by_host[host_id] for host_id in table.block_ids]
+            for block_id in block_ids:
+                if block_id in owned:
+                    pool.acquire(block_id)
+                owned.add(block_id)
+            self._tables[seq.seq_id] = _Table(block_ids, table.digests)
+            self._release_host(table.block_ids)
+        return True
+
+    def take_swaps(self) -> Swaps:
+        """See ``Swapping.take_swaps``."""
+        assert not (self._pending_swaps_out and self._pending_swaps_in), "swaps both ways in one step"
+        swaps = Swaps(self._pending_swaps_out, [(host, block) for block, host in self._pending_swaps_in.items()])
+        self._pending_swaps_out = []
+        self._pending_swaps_in = {}
+        return swaps
 
     def table(self, seq: Sequence) -> list[int]:
         """See ``KVMemory.table``."""
         return self._tables[seq.seq_id].block_ids
+
+    def take_moves(self) -> list[tuple[int, int, int]]:
+        """See ``KVMemory.take_moves``: nothing moves."""
+        return []
 
     def take_copies(self) -> list[tuple[int, int]]:
         """See ``KVMemory.take_copies``. A source stays held until here, so that no copy overwrites it."""
@@ -184,13 +279,23 @@ class PagedMemory:
 
     def counters(self) -> MemoryCounters:
         """See ``KVMemory.counters``."""
-        return MemoryCounters(self._num_forks, self._num_copied, self._pool.num_evicted)
+        return MemoryCounters(
+            num_forks=self._num_forks,
+            num_copied_blocks=self._num_copied,
+            num_evicted_blocks=self._pool.num_evicted,
+            num_swapped_out_blocks=self._num_swapped_out,
+            num_swapped_in_blocks=self._num_swapped_in,
+        )
 
     def check_integrity(self) -> None:
         """See ``KVMemory.check_integrity``."""
         owners = [block_id for table in self._tables.values() for block_id in table.block_ids]
         self._pool.check_integrity(owners + list(self._pending_copies.values()))
-        assert self._tables.keys() == self._sequences.keys(), "a table without a sequence"
+        assert self._tables.keys() | self._swapped.keys() == self._sequences.keys(), "a table without a sequence"
+        assert self._tables.keys().isdisjoint(self._swapped), "a sequence in the pool and in host memory at once"
+        host_owners = Counter(host_id for table in self._swapped.values() for host_id in table.block_ids)
+        assert host_owners == self._host_refs, "host blocks are miscounted"
+        self._swap_space.check_integrity(set(host_owners))
         for seq_id, table in self._tables.items():
             num_computed = self._sequences[seq_id].num_computed_tokens
             num_blocks = len(table.block_ids)
@@ -234,6 +339,17 @@ class PagedMemory:
             digest = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
             digests.append(digest)
 
+    def _num_blocks_to_grow(self, seqs: list[Sequence]) -> int:
+        """Blocks that swapped sequences need for one further token each: new ones, and copies of shared last ones."""
+        tails: Counter[int] = Counter()
+        num_new = 0
+        for seq in seqs:
+            if seq.num_computed_tokens % self.block_size:
+                tails[self._swapped[seq.seq_id].block_ids[-1]] += 1
+            else:
+                num_new += 1
+        return num_new + sum(count - 1 for count in tails.values())
+
     def _num_owners(self, block_id: int) -> int:
         """Sequences that hold the block: copies that are still to read it are run before anybody writes."""
         return self._pool.num_refs[block_id] - self._num_pending_reads[block_id]
@@ -241,8 +357,19 @@ class PagedMemory:
     def _release(self, block_id: int) -> None:
         """Release a block; with its last owner goes the copy that was to fill it."""
         self._pool.release([block_id])
-        if block_id in self._pending_copies and self._pool.num_refs[block_id] == 0:
+        if self._pool.num_refs[block_id]:
+            return
+        if self._pending_swaps_in.pop(block_id, None) is not None and self._pool.is_cached_only(block_id):
+            self._pool.forget(block_id)
+        if block_id in self._pending_copies:
             source = self._pending_copies.pop(block_id)
             self._num_pending_reads[source] -= 1
             self._num_copied -= 1
             self._release(source)
+
+    def _release_host(self, host_ids: list[int]) -> None:
+        for host_id in host_ids:
+            self._host_refs[host_id] -= 1
+            if not self._host_refs[host_id]:
+                del self._host_refs[host_id]
+                self._swap_space.release(host_id)

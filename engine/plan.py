@@ -36,12 +36,21 @@ class PlannedSequence(NamedTuple):
         return len(self.token_ids)
 
 
+class Swaps(NamedTuple):
+    """Blocks to copy between the pool and host memory, before anything else of a step."""
+
+    out: list[tuple[int, int]]  # (pool block, host block); first
+    back: list[tuple[int, int]]  # (host block, pool block)
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: first the copies, then all sequences as one batch."""
+    """One step: swaps out, swaps in, moves, copies, and then all sequences as one batch."""
 
     step: int
     sequences: list[PlannedSequence]  # those with one token to compute first
     num_decodes: int  # how many of the sequences compute one token
+    moves: list[tuple[int, int, int]]  # (source slot, destination slot, number of slots) of contiguous memory
     copies: list[tuple[int, int]]  # (source, destination) blocks, before anything is written
+    swaps: Swaps
     released: list[int]  # seq_ids whose tables the runner forgets, before it reads the new ones

@@ -61,6 +61,9 @@ class StepRecord:
     num_forks: int
     num_copied_blocks: int
     num_evicted_blocks: int
+    num_swapped_out_blocks: int  # to host memory
+    num_swapped_in_blocks: int
+    num_moved_slots: int  # of extents that moved to grow
     is_memory_blocked: bool  # a request waited, or was preempted, for no other reason than memory
     usage: KVUsage
 

@@ -102,9 +102,7 @@ class Speed:
     @classmethod
     def of(cls, hardware: HardwareProfile, overhead_ns: int) -> "Speed":
         """What a profile's GPU reaches: the shares of its published figures that an H200 was measured to reach."""
-        return cls(
-            hardware.bandwidth_bytes_per_s * BANDWIDTH_SHARE, hardware.flops_per_s * FLOPS_SHARE, overhead_ns
-        )
+        return cls(hardware.bandwidth_bytes_per_s * BANDWIDTH_SHARE, hardware.flops_per_s * FLOPS_SHARE, overhead_ns)
 
     def at(self, efficiency: float) -> "Speed":
         """The same for an engine that reaches that share of bandwidth and rate."""
@@ -143,7 +141,5 @@ class Roofline:
     def step_ns(self, work: StepWork) -> int:
         """Duration of a step in nanoseconds, at least 1."""
         speed = self.speed
-        bound_s = max(
-            self.step_bytes(work) / speed.bandwidth_bytes_per_s, self.step_flops(work) / speed.flops_per_s
-        )
+        bound_s = max(self.step_bytes(work) / speed.bandwidth_bytes_per_s, self.step_flops(work) / speed.flops_per_s)
         return max(1, speed.overhead_ns + round(bound_s * 1e9))

@@ -1,5 +1,6 @@
 """Runner: carries a StepPlan out on the device. It holds the model, the pool, and the tables that plans update."""
 
+import time
 from itertools import chain
 from typing import TypeAlias
 
@@ -11,8 +12,9 @@ from pbench.engine.attention import Batch, BatchAttention
 from pbench.engine.config import EngineConfig
 from pbench.engine.decode_graphs import DecodeGraphs
 from pbench.engine.model import Model
-from pbench.engine.plan import PlannedSequence, StepPlan
+from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
 from pbench.engine.sampling import BeamChoices, choose
+from pbench.engine.swapper import Swapper
 from pbench.kernels.copy_blocks import copy_blocks
 
 Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
@@ -43,6 +45,7 @@ class Runner:
             dtype=getattr(torch, config.dtype),
             device=self.device,
         )
+        self._swapper = Swapper(self.pool, config.num_host_blocks) if config.num_host_blocks else None
         self._width = 1 if self.is_contiguous else -(-config.max_length // self.block_size)
         self._tables = np.zeros((config.max_running, self._width), dtype=np.int32)
         self._row_by_seq_id: dict[int, int] = {}
@@ -56,6 +59,10 @@ class Runner:
     def launch(self, plan: StepPlan) -> Tensor | BeamChoices:
         """See ``pbench.engine.engine.StepRunner``. Tokens stay on the device until they are asked for."""
         self._update_tables(plan)
+        if self._swapper is not None:
+            self._swapper.run(plan.swaps)
+        for source, destination, num_slots in plan.moves:  # every layer at once; the ranges never overlap
+            self.pool[..., destination : destination + num_slots, :] = self.pool[..., source : source + num_slots, :]
         if plan.copies:
             copy_blocks(self.pool, torch.tensor(plan.copies, dtype=torch.int64).to(self.device))
         samples = [sample for seq in plan.sequences for sample in seq.samples]
@@ -74,6 +81,20 @@ class Runner:
             return choose(logits, samples)
         rows = torch.tensor([row for row, seq in enumerate(plan.sequences) for _ in seq.samples], device=self.device)
         return choose(logits.index_select(0, rows), samples)
+
+    @torch.inference_mode()
+    def time_swap(self, num_blocks: int) -> int:
+        """See ``pbench.engine.engine.StepRunner``. The pool's contents stay as they are."""
+        assert self._swapper is not None, "nothing is swapped here"
+        pairs = [(block_id, block_id) for block_id in range(min(num_blocks, self.pool.shape[1]))]
+        durations = []
+        for _ in range(3):
+            start_ns = time.monotonic_ns()
+            self._swapper.run(Swaps(pairs, pairs))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            durations.append(time.monotonic_ns() - start_ns)
+        return min(durations)
 
     @torch.inference_mode()
     def warm_up(self) -> None:

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pbench.engine.memory import KVMemory
-from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan
+from pbench.engine.memory import KVMemory, Swapping
+from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan, Swaps
 from pbench.engine.records import RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
@@ -33,9 +33,17 @@ class Scheduler:
     """Owns the waiting and the running requests; the memory owns what they hold."""
 
     def __init__(
-        self, memory: KVMemory, *, max_batch_tokens: int, max_running: int, is_prefill_chunked: bool = True
+        self,
+        memory: KVMemory,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        is_prefill_chunked: bool = True,
+        swapping: Swapping | None = None,
     ) -> None:
         self.memory = memory
+        self.swapping = swapping  # the memory, if preempted requests may be swapped out
+        self.is_swapping = swapping is not None  # and whether they are
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.is_prefill_chunked = is_prefill_chunked
@@ -84,12 +92,14 @@ class Scheduler:
         counts = StepCounts()
         planned: list[PlannedSequence] = []
         budget = self._schedule_running(planned, counts)
-        if counts.num_preempted == 0:
+        if counts.num_preempted == 0 or not planned:  # alone and preempted: it starts again in the empty pool
             self._admit_waiting(planned, counts, budget, start_ns)
         assert planned, "a step without work: the first request does not fit the memory alone"
         planned.sort(key=lambda seq: len(seq.token_ids) > 1)  # stable: order of arrival within each kind
         num_decodes = sum(len(seq.token_ids) == 1 for seq in planned)
-        plan = StepPlan(self._num_steps, planned, num_decodes, self.memory.take_copies(), self._released)
+        moves, copies = self.memory.take_moves(), self.memory.take_copies()
+        swaps = self.swapping.take_swaps() if self.swapping is not None else Swaps([], [])
+        plan = StepPlan(self._num_steps, planned, num_decodes, moves, copies, swaps, self._released)
         self._num_steps += 1
         self._released = []
         counts.num_running = len(self.running)
@@ -163,6 +173,7 @@ class Scheduler:
 
     def _admit_waiting(self, planned: list[PlannedSequence], counts: StepCounts, budget: int, start_ns: int) -> None:
         num_sequences = sum(_num_sequences(state) for state in self.running)
+        self.memory.foresee(state.active for state in self.waiting)
         while self.waiting and budget > 0:
             state = self.waiting[0]
             num_new = _num_sequences(state)
@@ -188,6 +199,12 @@ class Scheduler:
 
     def _admit(self, state: RequestState, num_running: int) -> int | None:
         """Admit the leader, or every sequence where the memory cannot fork. Returns the tokens hit, or None."""
+        if state.is_swapped:
+            assert self.swapping is not None
+            if not self.swapping.swap_in(state.active, num_running):
+                return None
+            state.is_swapped = False
+            return 0
         num_hits = 0
         for seq in state.active:
             num_tokens = seq.num_tokens if state.is_forked else seq.num_prompt_tokens
@@ -318,15 +335,27 @@ class Scheduler:
     def _preempt_newest(self) -> RequestState:
         """Take everything from the newest running request and put it back at the head of the queue."""
         state = self.running.pop()
-        self._free(state)
+        if not self._swap_out(state):
+            self._free(state)
         state.num_preemptions += 1
         self.waiting.appendleft(state)
         return state
+
+    def _swap_out(self, state: RequestState) -> bool:
+        """Swap a request out, if that is wanted and host memory has room for it."""
+        if self.swapping is None or not self.is_swapping or not self.swapping.swap_out(state.active):
+            return False
+        state.is_swapped = True
+        for seq in state.active:
+            seq.num_table_entries_sent = 0
+            self._released.append(seq.seq_id)
+        return True
 
     def _free(self, state: RequestState) -> None:
         """Free whatever the sequences of a request hold, and let it start again."""
         for seq in state.unfinished:
             self._release(seq)
+        state.is_swapped = False
         state.beam_rows.clear()
         state.start_again(can_fork=self.memory.can_fork)
 

@@ -71,6 +71,7 @@ class RequestState:
         "first_scheduled_ns",
         "first_token_ns",
         "is_forked",
+        "is_swapped",
         "num_output_tokens",
         "num_preemptions",
         "num_prefix_hit_tokens",
@@ -98,6 +99,7 @@ class RequestState:
         self.beam_rows: dict[int, list[Candidate]] = {}  # by seq_id: beams wait until every one has its candidates
         self.first_scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
+        self.is_swapped = False  # what its sequences hold is in host memory
         self.num_output_tokens = 0
         self.num_prefix_hit_tokens = 0
         self.num_recomputed_tokens = 0

@@ -1,16 +1,21 @@
 """The engine without a model: the same scheduler and memories, steps that take simulated time."""
 
-from array import array
+import math
+from typing import NamedTuple
 
+from pbench.engine.beam_search import Candidate
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
-from pbench.engine.plan import Sample, StepPlan
+from pbench.engine.plan import Choice, Sample, StepPlan
 from pbench.engine.roofline import Roofline, Speed, StepWork
 
-# Odd numbers without small factors in common (the first words of a table of random digits): see ``_next_token``.
+# Odd, so that a product keeps every bit of what it mixes: see ``_choose``.
 _TOKEN_FACTOR = 2654435761
 _POSITION_FACTOR = 40503
 _SEED_FACTOR = 2246822519
+
+
+HOST_BANDWIDTH_BYTES_PER_S = 50e9
 
 
 class SimulatedClock:
@@ -29,6 +34,16 @@ class SimulatedClock:
         self._now_ns += duration_ns
 
 
+class _Choices(NamedTuple):
+    """What a step chose: there is nothing to wait for."""
+
+    choices: list[Choice]
+
+    def tolist(self) -> list[Choice]:
+        """The choice for every sample of the plan, in order."""
+        return self.choices
+
+
 class SimulatedRunner:
     """A ``StepRunner`` that lets the time of a roofline pass instead of running a model.
 
@@ -41,31 +56,45 @@ class SimulatedRunner:
         self.weights_bytes = roofline.weights_bytes
         self._vocab_size = config.model.vocab_size
         self._block_size = config.block_size
+        self._block_bytes = config.block_size * config.slot_bytes
         self._roofline = roofline
         self._clock = clock
 
-    def launch(self, plan: StepPlan) -> "array[int]":
-        """Let the step's time pass; returns a token for every sample of the plan, in order."""
-        token_ids: array[int] = array("q")
+    def launch(self, plan: StepPlan) -> "_Choices":
+        """Let the step's time pass; returns what it chooses for every sample of the plan, in order."""
+        choices: list[Choice] = []
         num_tokens = num_context = num_pairs = 0
         for _, start, computed, _, _, samples in plan.sequences:
             count = len(computed)
             num_tokens += count
             num_context += start + count
             num_pairs += count * start + count * (count + 1) // 2
-            for sample in samples:
-                token_ids.append(self._next_token(computed[-1], sample))
-        work = StepWork(num_tokens, len(token_ids), num_context, num_pairs, len(plan.copies) * self._block_size)
-        self._clock.advance(self._roofline.step_ns(work))
-        return token_ids
+            choices += [self._choose(computed[-1], sample) for sample in samples]
+        work = StepWork(num_tokens, len(choices), num_context, num_pairs, len(plan.copies) * self._block_size)
+        num_swapped = len(plan.swaps.out) + len(plan.swaps.back)
+        self._clock.advance(self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2)
+        return _Choices(choices)
+
+    def time_swap(self, num_blocks: int) -> int:
+        """Two transfers over a PCIe 5.0 x16 bus, at 50 of its 63 GB/s."""
+        return round(2 * num_blocks * self._block_bytes / HOST_BANDWIDTH_BYTES_PER_S * 1e9)
 
     def warm_up(self) -> None:
         """There is nothing to prepare."""
 
-    def _next_token(self, token_id: int, sample: Sample) -> int:
-        seed = sample.seed if sample.temperature else 0
-        mixed = token_id * _TOKEN_FACTOR + sample.position * _POSITION_FACTOR + seed * _SEED_FACTOR
-        return (mixed ^ mixed >> 16) % self._vocab_size
+    def _choose(self, token_id: int, sample: Sample) -> Choice:
+        _, temperature, seed, position, num_candidates = sample
+        mixed = token_id * _TOKEN_FACTOR + position * _POSITION_FACTOR + (seed if temperature else 0) * _SEED_FACTOR
+        chosen = (mixed ^ mixed >> 16) % self._vocab_size
+        if num_candidates == 0:
+            return chosen
+        return self._candidates(chosen, num_candidates)
+
+    def _candidates(self, best: int, count: int) -> list[Candidate]:
+        """Candidates of a beam by Zipf's law from ``best`` on: some beams survive a step, others fork."""
+        count = min(count, self._vocab_size)
+        total = sum(1 / rank for rank in range(1, count + 1))
+        return [Candidate((best + rank) % self._vocab_size, -math.log((rank + 1) * total)) for rank in range(count)]
 
 
 def simulated_engine(config: EngineConfig, speed: Speed) -> tuple[Engine, SimulatedClock]:

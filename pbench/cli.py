@@ -14,6 +14,7 @@ _COMMANDS = {
     "env": "pbench.commands.env:env",
     "report": "pbench.commands.report:report",
     "run": "pbench.commands.run:run",
+    "simulate": "pbench.commands.simulate:simulate",
     "workloads": "pbench.commands.workloads:workloads",
 }
 

@@ -69,6 +69,8 @@ class EngineOptions:
     max_running: int
     is_prefill_chunked: bool
     is_prefix_cached: bool
+    preemption: str
+    host_kv_memory_bytes: int
     dtype: str
     device: str
     num_threads: int

@@ -137,6 +137,8 @@ def _counts(steps: "pd.DataFrame") -> dict[str, float | int | None]:
         "recomputed_tokens": int(steps["num_recomputed_tokens"].sum()),
         "copied_blocks": int(steps["num_copied_blocks"].sum()),
         "evicted_blocks": int(steps["num_evicted_blocks"].sum()),
+        "swapped_blocks": int(steps["num_swapped_out_blocks"].sum()),
+        "moved_slots": int(steps["num_moved_slots"].sum()),
     }
 
 

@@ -50,6 +50,9 @@ STEP_COLUMNS = {
     "num_forks": "int64",
     "num_copied_blocks": "int64",
     "num_evicted_blocks": "int64",
+    "num_swapped_out_blocks": "int64",
+    "num_swapped_in_blocks": "int64",
+    "num_moved_slots": "int64",
     "is_memory_blocked": "bool",
     # KVUsage, in slots: the first six sum to the pool
     "token_state": "int64",
@@ -255,6 +258,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("recomputed_tokens", "recomputed tokens", "", False, "tokens computed once more after a preemption"),
     Metric("copied_blocks", "copied blocks", "", None, "blocks copied on write"),
+    Metric("swapped_blocks", "swapped blocks", "", None, "blocks copied to host memory because the pool was full"),
+    Metric("moved_slots", "moved slots", "", None, "token slots moved because a contiguous extent had to grow"),
     Metric("evicted_blocks", "evicted blocks", "", None, "cached blocks given up for new data"),
     Metric(
         "peak_device_used_bytes",

@@ -34,6 +34,8 @@ class RunOptions:
     limit: int | None = None  # 0: all
     seed: int = 0
     threads: int | None = None
+    preemption: str = "recompute"
+    host_memory: str | None = None
     arrivals: str | None = None
     overrides: tuple[str, ...] = ()  # KEY=VALUE
     rate_scale: float | None = None
@@ -62,7 +64,7 @@ class Settings:
     @property
     def notes(self) -> tuple[str, ...]:
         """What holds for every engine of the run."""
-        return tuple(note for note in (self._limit_note(), self._dropped_note()) if note)
+        return tuple(note for note in (self._limit_note(), self._sample_note(), self._dropped_note()) if note)
 
     def lines(self) -> Iterator[str]:
         """The settings for a person, before the run starts."""
@@ -90,6 +92,12 @@ class Settings:
         of = "" if total is None else f" of {format_number(int(total))}"
         why = " by default on the CPU; --limit 0 plays all" if self.is_limit_default else ""
         return f"limited to the first {format_number(limit)}{of} requests{why}"
+
+    def _sample_note(self) -> str | None:
+        sample = self.choice.sample
+        if sample is None or self.workload.num_requests < sample:
+            return None
+        return f"a random sample of {format_number(sample)} requests"
 
     def _dropped_note(self) -> str | None:
         workload = self.workload
@@ -124,11 +132,11 @@ def resolve(options: RunOptions) -> Settings:
     first = _engine_options(options, defaults, device, specs[0], model_spec, model)
     engines = tuple(first.of(spec) for spec in specs)
     configs = [engine.config() for engine in engines]
-    is_limit_default = options.limit is None and defaults.limit is not None
+    is_limit_default = options.limit is None and options.sample is None and defaults.limit is not None
     choice = WorkloadChoice(
         spec=options.workload,
         seed=options.seed,
-        limit=(defaults.limit if options.limit is None else options.limit) or None,
+        limit=(defaults.limit if is_limit_default else options.limit) or None,
         max_length=first.max_length,
         arrivals=options.arrivals,
         overrides=parse_overrides(options.overrides),
@@ -194,6 +202,9 @@ def _engine_options(
     kv_memory_bytes = defaults.kv_memory_bytes
     if options.kv_memory is not None:
         kv_memory_bytes = parse_bytes(options.kv_memory, "--kv-memory")
+    host_kv_memory_bytes = kv_memory_bytes
+    if options.host_memory is not None:
+        host_kv_memory_bytes = parse_bytes(options.host_memory, "--host-memory")
     max_length = options.max_length or min(defaults.max_length, model.max_position_embeddings)
     max_running = options.max_running or defaults.max_running
     # Chosen smaller than a step's budget can be: a default yields to what was asked for.
@@ -210,6 +221,8 @@ def _engine_options(
         max_running=max_running,
         is_prefill_chunked=not options.no_chunked_prefill,
         is_prefix_cached=not options.no_prefix_cache,
+        preemption=options.preemption,
+        host_kv_memory_bytes=host_kv_memory_bytes,
         dtype=dtype,
         device=device,
         num_threads=defaults.num_threads if options.threads is None else options.threads,

@@ -53,6 +53,16 @@ EXIT_INTERRUPTED = 130
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workload, its prompts and random weights.")
 @click.option(
+    "--preemption",
+    type=click.Choice(["recompute", "swap", "auto"]),
+    default="recompute",
+    show_default=True,
+    help="What happens to a request that must make room in the paged pool; auto takes what was measured cheaper.",
+)
+@click.option(
+    "--host-memory", metavar="SIZE", help="Host memory for swapped blocks, where swapped.  [default: as the pool]"
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=0),
     help="CPU threads of an engine; 0 for torch's own choice.  [default: 1, which is best for the tiny model]",

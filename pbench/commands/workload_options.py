@@ -14,8 +14,8 @@ _PLAYING = (
     click.option(
         "--arrivals",
         metavar="PROCESS",
-        help="When requests arrive: all, recorded, poisson:RATE, gamma:RATE:CV, constant:RATE, ramp:FROM:TO (requests/s),"
-        " or closed:CONCURRENCY.  [default: the workload's own, for a file all]",
+        help="When requests arrive: all, recorded, poisson:RATE, gamma:RATE:CV, constant:RATE, ramp:FROM:TO"
+        " (requests/s), or closed:CONCURRENCY.  [default: the workload's own, for a file all]",
     ),
     click.option(
         "--rate-scale",
@@ -41,7 +41,9 @@ _PLAYING = (
 
 _SELECTING = (
     click.option("--seed", type=int, default=0, show_default=True, help="Of everything random in the workload."),
-    click.option("--limit", type=click.IntRange(min=0), metavar="N", help="The first N requests; 0 for all.  [default: all]"),
+    click.option(
+        "--limit", type=click.IntRange(min=0), metavar="N", help="The first N requests; 0 for all.  [default: all]"
+    ),
     click.option(
         "--max-length",
         type=click.IntRange(min=2),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from pbench.engine.config import EngineConfig
+from pbench.engine.config import MEMORY_SPECS, EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError, RequestError
 from pbench.engine.loading import load_engine
@@ -125,6 +125,10 @@ def _variants() -> Iterator[dict[str, object]]:
     yield {"memory": "paged", "is_prefill_chunked": False, "block_size": 4}
     yield {"memory": "contiguous:max", "max_batch_tokens": 24}
     yield {"memory": "contiguous:max", "is_prefill_chunked": False, "num_slots": 300}
+    for memory in ("contiguous:pow2", "contiguous:oracle", "static"):
+        yield {"memory": memory, "max_batch_tokens": 24}
+        yield {"memory": memory, "is_prefill_chunked": False, "num_slots": 300}
+    yield {"memory": "contiguous:pow2", "max_batch_tokens": 24, "num_slots": 128}
 
 
 @pytest.mark.parametrize("variant", list(_variants()), ids=str)
@@ -143,10 +147,60 @@ def test_greedy_tokens_are_those_of_transformers(
     assert [outputs[index, 0] for index in range(len(expected))] == expected
     assert len(records) == len(expected)
     assert sum(step.num_output_tokens for step in steps) == sum(map(len, expected))
-    if num_slots == 112:
+    if variant["memory"] == "contiguous:pow2" and num_slots is None:
+        assert sum(step.num_moved_slots for step in steps) > 0, "extents were meant to move"
+    if num_slots in (112, 128):
         assert sum(step.num_preempted for step in steps) > 0, "the pool was meant to be too small"
     if variant["memory"] == "paged" and variant.get("is_prefix_cached", True):
         assert sum(step.num_prefix_hit_tokens for step in steps) > 0
+
+
+@pytest.mark.parametrize("is_prefix_cached", [True, False])
+@pytest.mark.parametrize("preemption", ["swap", "auto"])
+def test_swapping_gives_the_tokens_of_an_ample_pool(
+    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], preemption: str, is_prefix_cached: bool
+) -> None:
+    _, folder = reference
+    slot_bytes = load_model_config(str(folder)).kv_bytes_per_token("float32")
+    engine = make_engine(
+        folder,
+        preemption=preemption,
+        is_prefix_cached=is_prefix_cached,
+        kv_memory_bytes=112 * slot_bytes,
+        host_kv_memory_bytes=400 * slot_bytes,
+    )
+    engine.warm_up()
+    for request in make_requests():
+        engine.add_request(request)
+    outputs, records, steps = finish(engine)
+    assert [outputs[index, 0] for index in range(len(expected))] == expected
+    assert sum(step.num_preempted for step in steps) > 0
+    num_out, num_in = (
+        sum(getattr(step, name) for step in steps) for name in ("num_swapped_out_blocks", "num_swapped_in_blocks")
+    )
+    if preemption == "swap" or (engine.preemption_costs and engine.preemption_costs.is_swap_cheaper):
+        assert num_out >= num_in > 0
+        assert sum(record.num_recomputed_tokens for record in records) == 0
+    else:
+        assert num_out == num_in == 0
+
+
+def test_samples_that_are_swapped_stay_shared() -> None:
+    slot_bytes = PRESETS["tiny"].kv_bytes_per_token("float32")
+    engine = make_engine(
+        None, preemption="swap", is_prefix_cached=False, kv_memory_bytes=208 * slot_bytes, host_kv_memory_bytes=1 << 20
+    )
+    ample = make_engine(None)
+    for index in range(4):
+        params = SamplingParams(max_tokens=40, temperature=1.0, seed=index, n=3)
+        for each in (engine, ample):
+            each.add_request(Request(index, [index] * 40, params))
+    outputs, _, steps = finish(engine)
+    assert outputs == finish(ample)[0]
+    assert sum(step.num_swapped_in_blocks for step in steps) > 0
+    assert sum(step.num_recomputed_tokens for step in steps) == 0
+    swapped = next(step for step in steps if step.num_swapped_out_blocks)
+    assert swapped.num_swapped_out_blocks < 3 * 40 // 16 + 3, "the shared prompt is swapped once"
 
 
 @pytest.mark.gpu
@@ -270,7 +324,7 @@ def test_an_impossible_configuration_is_refused_with_its_reason(changes: dict[st
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("memory", ["paged", "contiguous:max"])
+@pytest.mark.parametrize("memory", MEMORY_SPECS)
 def test_the_smallest_pool_that_the_refusal_names_would_do(memory: str, n: int) -> None:
     config = EngineConfig(model=PRESETS["tiny"], memory=memory, max_length=128, max_running=8, kv_memory_bytes=1000)
     with pytest.raises(ConfigError, match="use --kv-memory") as caught:

@@ -6,12 +6,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pbench.engine.block_pool import BlockPool
+from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.extents import ExtentAllocator
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.reservation import ReserveFinal, ReserveMax
 from pbench.engine.sequence import Sequence
+from pbench.engine.static_memory import StaticMemory
 
 MAX_LENGTH = 24
 
@@ -58,12 +61,17 @@ class MemoryMachine(RuleBasedStateMachine):
         if twist < length:
             tokens[twist] = 7
         seq = self.new_sequence(tokens)
+        self.memory.foresee([[seq]])
         num_hits = self.memory.admit(seq, length, num_running)
         if num_hits is not None:
             assert 0 <= num_hits < length
             seq.num_computed_tokens = num_hits
             self.live.append(seq)
             self.planned[seq.seq_id] = []
+            self.note_admission(seq)
+
+    def note_admission(self, seq: Sequence) -> None:
+        """A sequence has just been admitted, or forked."""
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), num_tokens=st.integers(1, 9), is_given_up=st.booleans())
@@ -84,7 +92,7 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         assert self.memory.table(seq)[:changed_from] == before[:changed_from]
         if is_given_up:  # preempted before the step was planned: nobody may ever find what was not written
-            self.free(seq)
+            self.give_up(seq)
             return
         seq.num_computed_tokens = end
         self.memory.commit(seq)
@@ -102,6 +110,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.planned[child.seq_id] = []
         if self.planned[parent.seq_id] or parent.seq_id in self.unwritten:
             self.unwritten.add(child.seq_id)
+        self.note_admission(child)
 
     @precondition(lambda self: any(not p for p in self.planned.values()))
     @rule(data=st.data())
@@ -109,13 +118,26 @@ class MemoryMachine(RuleBasedStateMachine):
         idle = [seq for seq in self.live if not self.planned[seq.seq_id]]
         self.free(data.draw(st.sampled_from(idle)))
 
+    def give_up(self, seq: Sequence) -> None:
+        self.free(seq)
+
     def free(self, seq: Sequence) -> None:
         self.memory.free(seq)
         self.live.remove(seq)
         del self.planned[seq.seq_id]
 
+    def begin_step(self) -> None:
+        """What a step does before anything else."""
+
     @rule()
     def run_step(self) -> None:
+        self.begin_step()
+        moved: dict[int, tuple[int, ...]] = {}
+        for source, destination, num_slots in self.memory.take_moves():
+            for offset in range(num_slots):
+                assert destination + offset not in moved, "two moves into one slot"
+                moved[destination + offset] = self.shadow[source + offset]
+        self.shadow.update(moved)
         copies = self.memory.take_copies()
         sources, destinations = {s for s, _ in copies}, [d for _, d in copies]
         assert len(set(destinations)) == len(destinations), "two copies into one block"
@@ -165,6 +187,84 @@ class PagedMachine(MemoryMachine):
         return PagedMemory(num_blocks=14, block_size=4, watermark=0.1)
 
 
+class SwappingMachine(PagedMachine):
+    """Sequences also go to host memory and come back: never both ways in one step, as the scheduler does it."""
+
+    def make_memory(self) -> KVMemory:
+        return PagedMemory(num_blocks=14, block_size=4, watermark=0.1, num_host_blocks=9)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fresh: set[int] = set()  # seq_ids that may share what the planned step is to write
+        self.swapped: list[list[Sequence]] = []
+        self.host: dict[int, list[tuple[int, ...]]] = {}
+        self.has_swapped_out = self.has_swapped_in = False
+
+    @property
+    def paged(self) -> PagedMemory:
+        assert isinstance(self.memory, PagedMemory)
+        return self.memory
+
+    def swap_out(self, seqs: list[Sequence]) -> bool:
+        if self.has_swapped_in or not self.paged.swap_out(seqs):
+            return False
+        self.has_swapped_out = True
+        self.swapped.append(seqs)
+        for seq in seqs:
+            self.live.remove(seq)
+            del self.planned[seq.seq_id]
+        return True
+
+    def give_up(self, seq: Sequence) -> None:
+        if seq.seq_id in self.fresh or not self.swap_out([seq]):
+            self.free(seq)
+
+    @precondition(lambda self: self.live and not self.has_swapped_in)
+    @rule(data=st.data())
+    def swap_out_some(self, data: st.DataObject) -> None:
+        waiting = self.unwritten | self.fresh
+        idle = [s for s in self.live if not self.planned[s.seq_id] and s.seq_id not in waiting]
+        if idle:
+            self.swap_out(data.draw(st.lists(st.sampled_from(idle), min_size=1, max_size=3, unique_by=id)))
+
+    @precondition(lambda self: self.swapped and not self.has_swapped_out)
+    @rule(data=st.data())
+    def swap_in_some(self, data: st.DataObject) -> None:
+        seqs = data.draw(st.sampled_from(self.swapped))
+        if self.paged.swap_in(seqs, num_running=len(self.live)):
+            self.has_swapped_in = True
+            self.swapped.remove(seqs)
+            self.live += seqs
+            self.planned.update((seq.seq_id, []) for seq in seqs)
+            self.fresh.update(seq.seq_id for seq in seqs)
+
+    @precondition(lambda self: self.swapped)
+    @rule(data=st.data())
+    def abort_swapped(self, data: st.DataObject) -> None:
+        seqs = data.draw(st.sampled_from(self.swapped))
+        self.swapped.remove(seqs)
+        for seq in seqs:
+            self.memory.free(seq)
+
+    def begin_step(self) -> None:
+        swaps = self.paged.take_swaps()
+        for block_id, host_id in swaps.out:
+            self.host[host_id] = [self.shadow.get(block_id * 4 + offset, ()) for offset in range(4)]
+        for host_id, block_id in swaps.back:
+            self.shadow.update((block_id * 4 + offset, held) for offset, held in enumerate(self.host[host_id]))
+        self.has_swapped_out = self.has_swapped_in = False
+        self.fresh.clear()
+
+    def note_admission(self, seq: Sequence) -> None:
+        self.fresh.add(seq.seq_id)
+
+    def teardown(self) -> None:
+        for seqs in self.swapped:
+            for seq in seqs:
+                self.memory.free(seq)
+        super().teardown()
+
+
 class UncachedMachine(MemoryMachine):
     slots_per_entry = 4
 
@@ -176,14 +276,52 @@ class ContiguousMachine(MemoryMachine):
     slots_per_entry = 1
 
     def make_memory(self) -> KVMemory:
-        return ContiguousMemory(num_slots=3 * MAX_LENGTH + 5, max_length=MAX_LENGTH)
+        return ContiguousMemory(3 * MAX_LENGTH + 5, ReserveMax(MAX_LENGTH))
+
+
+class OracleMachine(MemoryMachine):
+    slots_per_entry = 1
+
+    def make_memory(self) -> KVMemory:
+        return ContiguousMemory(4 * MAX_LENGTH, ReserveFinal())
+
+
+class BuddyMachine(MemoryMachine):
+    slots_per_entry = 1
+
+    def make_memory(self) -> KVMemory:
+        return BuddyMemory(64 + 16 + 4 + 1)
+
+
+class StaticMachine(MemoryMachine):
+    """Batches of several requests: those that are admitted one after the other without a step between."""
+
+    slots_per_entry = 1
+
+    def make_memory(self) -> KVMemory:
+        return StaticMemory(4 * MAX_LENGTH, max_sequences=5)
+
+    @rule(lengths=st.lists(st.integers(1, 16), min_size=2, max_size=7))
+    def admit_batch(self, lengths: list[int]) -> None:
+        sequences = [self.new_sequence([index] * length) for index, length in enumerate(lengths)]
+        was_empty = not self.live
+        self.memory.foresee([seq] for seq in sequences)
+        admitted = [seq for seq in sequences if self.memory.admit(seq, seq.num_tokens, len(self.live)) is not None]
+        assert admitted == sequences[: len(admitted)], "a later request overtook an earlier one"
+        assert bool(admitted) == was_empty
+        self.live += admitted
+        self.planned.update((seq.seq_id, []) for seq in admitted)
 
 
 _SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 TestPaged = PagedMachine.TestCase
+TestSwapping = SwappingMachine.TestCase
 TestUncached = UncachedMachine.TestCase
 TestContiguous = ContiguousMachine.TestCase
-for case in (TestPaged, TestUncached, TestContiguous):
+TestOracle = OracleMachine.TestCase
+TestBuddy = BuddyMachine.TestCase
+TestStatic = StaticMachine.TestCase
+for case in (TestPaged, TestSwapping, TestUncached, TestContiguous, TestOracle, TestBuddy, TestStatic):
     case.settings = _SETTINGS
 
 
@@ -194,7 +332,7 @@ def _sequence(seq_id: int, num_prompt: int, max_tokens: int, tokens: list[int] |
 
 def test_contiguous_max_runs_seven_requests_in_the_papers_pool() -> None:
     """15 728 slots, maximum length 2048: floor(15728 / 2048) = 7, and 1392 slots (8.85 %) are never allocated."""
-    memory = ContiguousMemory(num_slots=15_728, max_length=2048)
+    memory = ContiguousMemory(15_728, ReserveMax(2048))
     admitted = [memory.admit(_sequence(i, 100, 200), 100, i) for i in range(8)]
     assert admitted == [0] * 7 + [None]
     usage = memory.usage(_sequence(9, 100, 200))
@@ -202,16 +340,26 @@ def test_contiguous_max_runs_seven_requests_in_the_papers_pool() -> None:
 
 
 def test_free_slots_that_do_not_lie_together_are_external_for_the_head() -> None:
-    memory = ContiguousMemory(num_slots=10, max_length=4)
-    first, second = _sequence(0, 2, 2), _sequence(1, 2, 2)
+    memory = ContiguousMemory(10, ReserveFinal())
+    first, second = _sequence(0, 2, 3), _sequence(1, 2, 3)
     assert memory.admit(first, 2, 0) == memory.admit(second, 2, 0) == 0
     memory.free(first)  # 4 free slots, 4 held, 2 free
     assert memory.usage(None).external == 0
-    assert memory.usage(_sequence(2, 2, 2)).external == 0  # fits the first hole
-    third = _sequence(3, 2, 2)
-    memory.max_length = 5
-    assert memory.usage(third).external == 6
-    assert memory.usage(third).free == 0
+    assert memory.usage(_sequence(2, 2, 3)).external == 0  # fits the first hole
+    head = _sequence(3, 2, 4)  # wants 5
+    assert memory.usage(head).external == 6
+    assert memory.usage(head).free == 0
+    assert memory.usage(_sequence(4, 2, 6)).external == 0, "7 slots are not there at all"
+
+
+def test_an_oracle_reserves_what_the_sequence_will_hold_and_wastes_nothing_inside() -> None:
+    memory = ContiguousMemory(100, ReserveFinal())
+    for seq_id, (num_prompt, max_tokens) in enumerate([(10, 20), (5, 1), (1, 30)]):
+        seq = _sequence(seq_id, num_prompt, max_tokens)
+        assert memory.admit(seq, num_prompt, seq_id) == 0
+        seq.num_computed_tokens = num_prompt
+    usage = memory.usage(None)
+    assert (usage.token_state, usage.reserved, usage.internal) == (16, 19 + 0 + 29, 0)
 
 
 def test_requests_of_one_step_share_a_prefix_that_is_computed_in_it() -> None:

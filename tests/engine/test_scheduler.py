@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pbench.engine.buddy import next_power_of_two
+from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import StepPlan
 from pbench.engine.records import RequestRecord
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.reservation import ReserveFinal, ReserveMax
 from pbench.engine.scheduler import Scheduler
+from pbench.engine.static_memory import StaticMemory
 
 MAX_LENGTH = 40
 BLOCK_SIZE = 4
@@ -29,6 +33,7 @@ class ToyRunner:
     def __init__(self, memory: KVMemory) -> None:
         self.block_size = BLOCK_SIZE if memory.can_fork else memory.num_slots
         self.pool: dict[int, int] = {}
+        self.host: dict[int, list[int]] = {}
         self.tables: dict[int, list[int]] = {}
 
     def slot(self, seq_id: int, position: int) -> int:
@@ -40,6 +45,15 @@ class ToyRunner:
     def run(self, plan: StepPlan) -> list[int]:
         for seq_id in plan.released:
             self.tables.pop(seq_id, None)
+        for block_id, host_id in plan.swaps.out:
+            self.host[host_id] = [self.pool.get(block_id * BLOCK_SIZE + offset, -1) for offset in range(BLOCK_SIZE)]
+        for host_id, block_id in plan.swaps.back:
+            for offset, token in enumerate(self.host[host_id]):
+                self.pool[block_id * BLOCK_SIZE + offset] = token
+        old = dict(self.pool)
+        for source, destination, num_slots in plan.moves:
+            for offset in range(num_slots):
+                self.pool[destination + offset] = old[source + offset]
         old = dict(self.pool)
         for source, destination in plan.copies:
             for offset in range(BLOCK_SIZE):
@@ -65,6 +79,7 @@ def play(
     max_running: int,
     is_prefill_chunked: bool,
     aborts: dict[int, int],
+    is_swapping: bool = False,
 ) -> tuple[dict[tuple[int, int], list[int]], list[RequestRecord]]:
     """Run all requests; ``aborts`` maps a step to the request to drop before it."""
     scheduler = Scheduler(
@@ -72,6 +87,7 @@ def play(
         max_batch_tokens=max_batch_tokens,
         max_running=max_running,
         is_prefill_chunked=is_prefill_chunked,
+        swapping=memory if is_swapping and isinstance(memory, PagedMemory) else None,
     )
     runner = ToyRunner(memory)
     for request in requests:
@@ -130,11 +146,25 @@ def request_lists(draw: st.DrawFn) -> list[Request]:
     return requests
 
 
-@settings(max_examples=400, deadline=None)
+def make_contiguous(kind: str, requests: list[Request], num_spare: int) -> KVMemory:
+    """As many slots as the hungriest request needs alone, and a few more."""
+    if kind == "max":
+        return ContiguousMemory(3 * MAX_LENGTH + 3 * num_spare, ReserveMax(MAX_LENGTH))
+    finals = [(r.sampling.n, len(r.prompt_token_ids) + r.sampling.max_tokens - 1) for r in requests]
+    if kind == "pow2":
+        return BuddyMemory(max(n * next_power_of_two(final) for n, final in finals) + 3 * num_spare)
+    num_slots = max(n * final for n, final in finals) + 3 * num_spare
+    if kind == "oracle":
+        return ContiguousMemory(num_slots, ReserveFinal())
+    return StaticMemory(num_slots, max_sequences=6)
+
+
+@settings(max_examples=600, deadline=None)
 @given(
     requests=request_lists(),
-    kind=st.sampled_from(["paged", "uncached", "contiguous"]),
+    kind=st.sampled_from(["paged", "paged", "uncached", "max", "pow2", "pow2", "oracle", "static"]),
     num_spare=st.integers(0, 12),
+    num_host_blocks=st.sampled_from([0, 4, 40]),
     max_batch_tokens=st.integers(6, 30),
     is_prefill_chunked=st.booleans(),
     aborts=st.dictionaries(st.integers(0, 30), st.integers(0, 7), max_size=2),
@@ -143,14 +173,15 @@ def test_every_schedule_gives_every_request_its_own_tokens(
     requests: list[Request],
     kind: str,
     num_spare: int,
+    num_host_blocks: int,
     max_batch_tokens: int,
     is_prefill_chunked: bool,
     aborts: dict[int, int],
 ) -> None:
     """Whatever the memory, the pool's size, the chunking and the preemptions: the same tokens, and nothing leaks."""
     memory: KVMemory
-    if kind == "contiguous":
-        memory = ContiguousMemory(3 * MAX_LENGTH + 3 * num_spare, MAX_LENGTH)
+    if kind not in ("paged", "uncached"):
+        memory = make_contiguous(kind, requests, num_spare)
     else:  # as few blocks as the hungriest request needs alone, and a few more: preemptions are frequent
         num_blocks = 1
         while not all(PagedMemory(num_blocks, BLOCK_SIZE).can_ever_hold(request) for request in requests):
@@ -160,6 +191,7 @@ def test_every_schedule_gives_every_request_its_own_tokens(
             BLOCK_SIZE,
             is_prefix_cached=kind == "paged",
             watermark=0.05 * (num_spare % 3),
+            num_host_blocks=num_host_blocks,
         )
     outputs, records = play(
         memory,
@@ -168,6 +200,7 @@ def test_every_schedule_gives_every_request_its_own_tokens(
         max_running=6,
         is_prefill_chunked=is_prefill_chunked,
         aborts=aborts,
+        is_swapping=num_host_blocks > 0,
     )
     assert sorted(record.request_id for record in records) == sorted(request.request_id for request in requests)
     for record in records:
@@ -195,7 +228,7 @@ def _play(memory: KVMemory, requests: list[Request], max_batch_tokens: int = 64)
 
 def test_the_first_come_is_the_first_served() -> None:
     requests = [Request(i, [i % 3] * 9, SamplingParams(max_tokens=5)) for i in range(12)]
-    records = _play(ContiguousMemory(2 * MAX_LENGTH, MAX_LENGTH), requests)
+    records = _play(ContiguousMemory(2 * MAX_LENGTH, ReserveMax(MAX_LENGTH)), requests)
     firsts = {record.request_id: record.first_scheduled_ns for record in records}
     assert [firsts[i] for i in range(12)] == sorted(firsts.values())
 

@@ -32,6 +32,9 @@ def step_record(step: int) -> StepRecord:
         num_forks=20,
         num_copied_blocks=21,
         num_evicted_blocks=22,
+        num_swapped_out_blocks=24,
+        num_swapped_in_blocks=25,
+        num_moved_slots=23,
         is_memory_blocked=step % 2 == 1,
         usage=usage,
     )

@@ -57,6 +57,9 @@ def random_run(seed: int) -> tuple[Rows, Rows, Rows]:
                 num_recomputed_tokens=source.randrange(100),
                 num_copied_blocks=source.randrange(3),
                 num_evicted_blocks=source.randrange(3),
+                num_swapped_out_blocks=source.randrange(50),
+                num_swapped_in_blocks=source.randrange(50),
+                num_moved_slots=source.randrange(50),
                 is_memory_blocked=source.random() < 0.3,
                 shared_saved=source.randrange(500),
                 **dict(zip(PARTS[:-1], sizes, strict=True)),
@@ -161,6 +164,8 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
         ("recomputed_tokens", "num_recomputed_tokens"),
         ("copied_blocks", "num_copied_blocks"),
         ("evicted_blocks", "num_evicted_blocks"),
+        ("swapped_blocks", "num_swapped_out_blocks"),
+        ("moved_slots", "num_moved_slots"),
     ):
         values[name] = sum(row[column] for row in steps)
     for name in ("device_used", "torch_reserved", "torch_allocated", "process_rss"):

@@ -1,0 +1,164 @@
+"""A simulation's settings: what the user asked for, with every default and size resolved."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pbench.defaults import GPU_DEFAULTS
+from pbench.engine.hardware import HardwareProfile, find_hardware
+from pbench.engine.model_config import DTYPE_BYTES, load_model_config
+from pbench.engine.roofline import ModelCost, Speed
+from pbench.errors import UsageError
+from pbench.job import EngineOptions, WorkloadChoice
+from pbench.settings import DEFAULT_ENGINES, Settings, _check_fits, _whole_blocks
+from pbench.units import format_bytes, parse_bytes, printable
+
+DEFAULT_MODEL = "llama-8b"
+DEFAULT_GPU = "h200"
+DEFAULT_OVERHEAD_US = 500.0  # a step's scheduling, upload and launches, as far as the GPU waits for them
+USABLE_MEMORY_SHARE = 0.9  # of the GPU's memory, for weights and KV; activations and the driver take the rest
+
+SWEEP_OPTION = "--capacity-sweep"
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationOptions:
+    """The options of ``pbench simulate`` as they were given, but for those that choose the workload; None: left out."""
+
+    engines: tuple[str, ...] = ()
+    model: str = DEFAULT_MODEL
+    kv_memory: str | None = None
+    capacity_sweep: str | None = None  # sizes, separated by commas
+    gpu: str = DEFAULT_GPU
+    bandwidth: float | None = None  # GB/s
+    flops: float | None = None  # TFLOP/s
+    efficiency: float = 1.0
+    step_overhead: float = DEFAULT_OVERHEAD_US  # microseconds
+    dtype: str = "bfloat16"
+    block_size: int = 16
+    max_batch_tokens: int | None = None
+    max_running: int | None = None
+    no_prefix_cache: bool = False
+    no_chunked_prefill: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """What is simulated: one run for each size of the pool."""
+
+    sizes: tuple[Settings, ...]  # differ in their KV memory only; one unless the capacity is swept
+    is_sweep: bool
+    hardware: Mapping[str, Any]
+    speed: Speed
+
+    def lines(self) -> Iterator[str]:
+        """The settings for a person, before the simulation starts."""
+        yield from self.sizes[0].lines()
+        if self.is_sweep:
+            yield f"capacity sweep: {', '.join(format_bytes(size.engines[0].kv_memory_bytes) for size in self.sizes)}"
+
+    @property
+    def note(self) -> str:
+        """What a reader must know before believing a time."""
+        speed = self.speed
+        return (
+            f"simulated, not measured: a step takes {speed.overhead_ns / 1e3:g} us and the longer of its bytes over"
+            f" {speed.bandwidth_bytes_per_s / 1e9:,.0f} GB/s and its FLOPs over {speed.flops_per_s / 1e12:,.0f} TFLOP/s"
+            f" ({self.hardware['gpu']})"
+        )
+
+
+def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> SimulationSettings:
+    """Resolve and check what the user asked for, and load the workload. Starts nothing.
+
+    Raises:
+        UsageError: an option that cannot work.
+        EngineError: an unknown engine, model or GPU, or a pool too small for the largest request.
+        WorkloadError: an unknown workload or a bad row.
+
+    """
+    hardware = find_hardware(options.gpu)
+    speed = _speed(options, hardware)
+    sizes = _kv_memory_bytes(options, hardware)
+    engines = [_engines(options, choice, size) for size in sizes]
+    choice = replace(choice, max_length=engines[0][0].max_length)
+    configs = [engine.config() for group in engines for engine in group]
+    workload = choice.load()
+    for config in configs:
+        _check_fits(config, workload)
+    return SimulationSettings(
+        sizes=tuple(Settings(choice, workload, group, is_limit_default=False) for group in engines),
+        is_sweep=options.capacity_sweep is not None,
+        hardware={
+            "gpu": hardware.name,
+            "source": hardware.source,
+            "efficiency": options.efficiency,
+            "bandwidth_bytes_per_s": speed.bandwidth_bytes_per_s,
+            "flops_per_s": speed.flops_per_s,
+            "step_overhead_ns": speed.overhead_ns,
+        },
+        speed=speed,
+    )
+
+
+def _speed(options: SimulationOptions, hardware: HardwareProfile) -> Speed:
+    speed = Speed.of(hardware, round(options.step_overhead * 1e3))
+    if options.bandwidth is not None:
+        speed = replace(speed, bandwidth_bytes_per_s=options.bandwidth * 1e9)
+    if options.flops is not None:
+        speed = replace(speed, flops_per_s=options.flops * 1e12)
+    return speed.at(options.efficiency)
+
+
+def _kv_memory_bytes(options: SimulationOptions, hardware: HardwareProfile) -> list[int]:
+    """The sizes of the pool to simulate; by default what the weights leave of the GPU's memory."""
+    if options.capacity_sweep is not None:
+        if options.kv_memory is not None:
+            raise UsageError(f"--kv-memory and {SWEEP_OPTION} exclude each other; give one of them")
+        sizes = [parse_bytes(text, SWEEP_OPTION) for text in options.capacity_sweep.split(",")]
+        for size in sizes:
+            if sizes.count(size) > 1:
+                raise UsageError(f"{SWEEP_OPTION} has {format_bytes(size)} twice; name every size once")
+        return sorted(sizes)
+    if options.kv_memory is not None:
+        return [parse_bytes(options.kv_memory, "--kv-memory")]
+    weights_bytes = ModelCost.of(load_model_config(options.model)).num_parameters * DTYPE_BYTES[options.dtype]
+    left = int(USABLE_MEMORY_SHARE * hardware.memory_bytes) - weights_bytes
+    if left <= 0:
+        raise UsageError(
+            f"model {printable(options.model)} has {format_bytes(weights_bytes)} of weights, and a {hardware.name} has"
+            f" {format_bytes(hardware.memory_bytes)} in all; give --kv-memory, or another --gpu"
+        )
+    return [left]
+
+
+def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes: int) -> tuple[EngineOptions, ...]:
+    specs = options.engines or DEFAULT_ENGINES
+    for spec in specs:
+        if specs.count(spec) > 1:
+            raise UsageError(f"--engine {printable(spec)} is given twice; name every engine once")
+    model = load_model_config(options.model)
+    ModelCost.of(model)  # refuses a model whose cost is not known
+    max_length = choice.max_length or min(GPU_DEFAULTS.max_length, model.max_position_embeddings)
+    max_running = options.max_running or GPU_DEFAULTS.max_running
+    # Chosen smaller than a step's budget can be: a default yields to what was asked for.
+    max_batch_tokens = options.max_batch_tokens or max(
+        GPU_DEFAULTS.max_batch_tokens, max_running, max_length if options.no_chunked_prefill else 0
+    )
+    first = EngineOptions(
+        model=options.model,
+        memory=specs[0],
+        kv_memory_bytes=_whole_blocks(kv_memory_bytes, options.block_size * model.kv_bytes_per_token(options.dtype)),
+        block_size=options.block_size,
+        max_length=max_length,
+        max_batch_tokens=max_batch_tokens,
+        max_running=max_running,
+        is_prefill_chunked=not options.no_chunked_prefill,
+        is_prefix_cached=not options.no_prefix_cache,
+        dtype=options.dtype,
+        device=f"simulated {options.gpu}",
+        num_threads=1,
+        seed=choice.seed,
+        has_cuda_graphs=False,
+    )
+    return tuple(first.of(spec) for spec in specs)

@@ -55,7 +55,7 @@ class PagedMemory:
         self.num_slots = num_blocks * block_size
         self.is_prefix_cached = is_prefix_cached
         self.num_host_blocks = num_host_blocks
-        self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission, for sequences that grow
+        self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission whatever runs
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +93,7 @@ class PagedMemory:
         block_ids, digests = self._find_prefix(seq, num_tokens)
         num_wanted = -(-num_tokens // self.block_size) - len(block_ids)
         num_available = pool.num_available - sum(map(pool.is_cached_only, block_ids))
-        if num_wanted > num_available - (self.watermark_blocks if num_running else 0):
+        if num_wanted > num_available - self._num_kept_back(num_running):
             return None
         for block_id in block_ids:
             pool.acquire(block_id)
@@ -197,7 +197,7 @@ class PagedMemory:
         cached = {block_id for block_id in found.values() if block_id is not None}
         num_wanted = sum(block_id is None for block_id in found.values()) + self._num_blocks_to_grow(seqs)
         num_available = pool.num_available - sum(map(pool.is_cached_only, cached))
-        if num_wanted > num_available - (self.watermark_blocks if num_running else 0):
+        if num_wanted > num_available - self._num_kept_back(num_running):
             return False
         for block_id in cached:
             pool.acquire(block_id)
@@ -338,6 +338,13 @@ class PagedMemory:
         for start in range(0, len(content), num_bytes):
             digest = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
             digests.append(digest)
+
+    def _num_kept_back(self, num_running: int) -> int:
+        """Blocks that admission leaves free, so that running sequences grow and are not preempted right away.
+
+        Half a block for each of them: measured to cost least, between preempting often and running too few.
+        """
+        return self.watermark_blocks + num_running // 2 if num_running else 0
 
     def _num_blocks_to_grow(self, seqs: list[Sequence]) -> int:
         """Blocks that swapped sequences need for one further token each: new ones, and copies of shared last ones."""

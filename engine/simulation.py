@@ -70,7 +70,8 @@ class SimulatedRunner:
             num_context += start + count
             num_pairs += count * start + count * (count + 1) // 2
             choices += [self._choose(computed[-1], sample) for sample in samples]
-        work = StepWork(num_tokens, len(choices), num_context, num_pairs, len(plan.copies) * self._block_size)
+        num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
+        work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots)
         num_swapped = len(plan.swaps.out) + len(plan.swaps.back)
         self._clock.advance(self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2)
         return _Choices(choices)

@@ -27,7 +27,6 @@ _SHOWN = {
     "running": "mean_running",
     "peak": "peak_running",
     "tok/s": "output_tokens_per_s",
-    "TTFT ms": "ttft_ms_p50",
     "preempted": "preemptions",
 }
 
@@ -84,7 +83,6 @@ def print_curve(done: Sequence[SizeDone], console: Console) -> None:
     table.add_column("engine", no_wrap=True)
     for heading in _SHOWN:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
     for size in sorted(done):
         for engine in size.result.engines:
             values = (engine.summary.get(name) for name in _SHOWN.values())
@@ -92,9 +90,13 @@ def print_curve(done: Sequence[SizeDone], console: Console) -> None:
                 Text(format_bytes(size.kv_memory_bytes)),
                 Text(printable(engine.spec)),
                 *(Text(NOT_MEASURED if value is None else format_number(value)) for value in values),
-                Text(engine.status),
             )
     console.print(table)
+    for size in sorted(done):
+        for engine in size.result.engines:
+            if engine.reason is not None:
+                where = f"{format_bytes(size.kv_memory_bytes)}, {engine.spec}"
+                console.print(Text(printable(f"{where} {engine.status}: {engine.reason}")), soft_wrap=True)
 
 
 def _simulate(plan: SimulationPlan, should_stop: ctypes.c_bool) -> None:

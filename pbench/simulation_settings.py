@@ -10,7 +10,7 @@ from pbench.engine.model_config import DTYPE_BYTES, load_model_config
 from pbench.engine.roofline import ModelCost, Speed
 from pbench.errors import UsageError
 from pbench.job import EngineOptions, WorkloadChoice
-from pbench.settings import DEFAULT_ENGINES, Settings, _check_fits, _whole_blocks
+from pbench.settings import DEFAULT_ENGINES, RunOptions, Settings, _check_fits, _engine_options
 from pbench.units import format_bytes, parse_bytes, printable
 
 DEFAULT_MODEL = "llama-8b"
@@ -38,6 +38,8 @@ class SimulationOptions:
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_running: int | None = None
+    preemption: str = "recompute"
+    host_memory: str | None = None
     no_prefix_cache: bool = False
     no_chunked_prefill: bool = False
 
@@ -139,26 +141,21 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
             raise UsageError(f"--engine {printable(spec)} is given twice; name every engine once")
     model = load_model_config(options.model)
     ModelCost.of(model)  # refuses a model whose cost is not known
-    max_length = choice.max_length or min(GPU_DEFAULTS.max_length, model.max_position_embeddings)
-    max_running = options.max_running or GPU_DEFAULTS.max_running
-    # Chosen smaller than a step's budget can be: a default yields to what was asked for.
-    max_batch_tokens = options.max_batch_tokens or max(
-        GPU_DEFAULTS.max_batch_tokens, max_running, max_length if options.no_chunked_prefill else 0
-    )
-    first = EngineOptions(
-        model=options.model,
-        memory=specs[0],
-        kv_memory_bytes=_whole_blocks(kv_memory_bytes, options.block_size * model.kv_bytes_per_token(options.dtype)),
+    run_options = RunOptions(
+        workload=choice.spec,
+        kv_memory=str(kv_memory_bytes),
+        max_length=choice.max_length,
         block_size=options.block_size,
-        max_length=max_length,
-        max_batch_tokens=max_batch_tokens,
-        max_running=max_running,
-        is_prefill_chunked=not options.no_chunked_prefill,
-        is_prefix_cached=not options.no_prefix_cache,
-        dtype=options.dtype,
-        device=f"simulated {options.gpu}",
-        num_threads=1,
+        max_batch_tokens=options.max_batch_tokens,
+        max_running=options.max_running,
         seed=choice.seed,
-        has_cuda_graphs=False,
+        preemption=options.preemption,
+        host_memory=options.host_memory,
+        dtype=options.dtype,
+        no_prefix_cache=options.no_prefix_cache,
+        no_chunked_prefill=options.no_chunked_prefill,
+        no_cuda_graphs=True,
     )
+    device = f"simulated {options.gpu}"
+    first = _engine_options(run_options, GPU_DEFAULTS, device, specs[0], options.model, model)
     return tuple(first.of(spec) for spec in specs)

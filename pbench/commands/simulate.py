@@ -101,6 +101,16 @@ EXIT_INTERRUPTED = 130
 )
 @click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most.")
 @click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most.")
+@click.option(
+    "--preemption",
+    type=click.Choice(["recompute", "swap", "auto"]),
+    default="recompute",
+    show_default=True,
+    help="What happens to a request that must make room in the paged pool; auto takes what is cheaper.",
+)
+@click.option(
+    "--host-memory", metavar="SIZE", help="Host memory for swapped blocks, where swapped.  [default: as the pool]"
+)
 @workload_options
 @click.option(
     "--out",

@@ -79,12 +79,24 @@ class MemoryMachine(RuleBasedStateMachine):
         seq = data.draw(st.sampled_from(self.live))
         if self.planned[seq.seq_id] or seq.seq_id in self.unwritten:
             return  # one growth a step
+        self.extend(seq, num_tokens, data.draw(st.integers(0, 2)), is_given_up)
+
+    @precondition(lambda self: self.live)
+    @rule(num_steps=st.integers(1, 6), token=st.integers(0, 2))
+    def decode(self, num_steps: int, token: int) -> None:
+        """Steps in which every sequence computes what it knows of itself, or one token more, if there is room."""
+        for _ in range(num_steps):
+            self.run_step()
+            for seq in list(self.live):
+                self.extend(seq, max(seq.num_tokens - seq.num_computed_tokens, 1), (token + seq.seq_id) % 3, False)
+
+    def extend(self, seq: Sequence, num_tokens: int, token: int, is_given_up: bool) -> None:
         start = seq.num_computed_tokens
         end = min(start + num_tokens, seq.final_kv_tokens)
         if end == start:
             return
         while seq.num_tokens < end:
-            seq.token_ids.append(data.draw(st.integers(0, 2)))
+            seq.token_ids.append(token)
         before = list(self.memory.table(seq))
         changed_from = self.memory.grow(seq, end - start)
         if changed_from is None:
@@ -133,10 +145,13 @@ class MemoryMachine(RuleBasedStateMachine):
     def run_step(self) -> None:
         self.begin_step()
         moved: dict[int, tuple[int, ...]] = {}
+        left: set[int] = set()
         for source, destination, num_slots in self.memory.take_moves():
+            left.update(range(source, source + num_slots))
             for offset in range(num_slots):
                 assert destination + offset not in moved, "two moves into one slot"
                 moved[destination + offset] = self.shadow[source + offset]
+        assert left.isdisjoint(moved), "a slot is moved from and into at once"
         self.shadow.update(moved)
         copies = self.memory.take_copies()
         sources, destinations = {s for s, _ in copies}, [d for _, d in copies]

@@ -35,7 +35,7 @@ MACHINES = _load("test_memory")
 
 # Few examples, always the same ones, and the first failure is enough.
 _SETTINGS = settings(
-    max_examples=60,
+    max_examples=200,
     stateful_step_count=40,
     derandomize=True,
     database=None,
@@ -171,15 +171,12 @@ def _one_slot_short(take: Method) -> Method:
     return lambda self: [(source, destination, num_slots - 1) for source, destination, num_slots in take(self)]
 
 
-def _moved_away_too_early(grow: Method) -> Method:
-    """The extent that is left is free before its KV has moved, and so a place to write to."""
-
+def _left_too_early(grow: Method) -> Method:
     def grow_and_free(self: BuddyMemory, seq: Any, num_new_tokens: int) -> int | None:
         changed_from = grow(self, seq, num_new_tokens)
         if changed_from == 0:
             move = self._pending_moves[seq.seq_id]
             self._buddies.free(move.start, move.length)
-            self._pending_moves[seq.seq_id] = move._replace(length=0)
         return changed_from  # type: ignore[no-any-return]
 
     return grow_and_free
@@ -206,6 +203,17 @@ def _doors_open(_: Method) -> Method:
     return lambda self, seq, num_tokens, num_running: ContiguousMemory.admit(self, seq, num_tokens, num_running)
 
 
+def _last_not_swapped(way: str) -> Callable[[Method], Method]:
+    def mutate(take_swaps: Method) -> Method:
+        def take_all_but_one(self: PagedMemory) -> Any:
+            swaps = take_swaps(self)
+            return swaps._replace(**{way: getattr(swaps, way)[:-1]})
+
+        return take_all_but_one
+
+    return mutate
+
+
 MUTANTS = [
     Mutant("a release loses a reference", "PagedMachine", BlockPool, "release", _lost_reference),
     Mutant("a block is released twice", "PagedMachine", BlockPool, "release", _double_release),
@@ -217,11 +225,13 @@ MUTANTS = [
     Mutant("a digest leaves out its parent", "PagedMachine", PagedMemory, "_extend_digests", _parentless),
     Mutant("a block is cached before it is full", "PagedMachine", PagedMemory, "commit", _too_early),
     Mutant("an evicted block can still be found", "PagedMachine", BlockPool, "allocate", _never_forgotten),
+    Mutant("a block is not swapped out", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("out")),
+    Mutant("a block is not swapped in", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("back")),
     Mutant("buddies are not merged", "BuddyMachine", BuddyAllocator, "free", _unmerged),
     Mutant("an extent takes what is no buddy", "BuddyMachine", BuddyAllocator, "extend", _any_buddy),
     Mutant("the last move of a step is dropped", "BuddyMachine", BuddyMemory, "take_moves", _last_dropped),
     Mutant("a move leaves a slot behind", "BuddyMachine", BuddyMemory, "take_moves", _one_slot_short),
-    Mutant("an extent is free before its KV has moved", "BuddyMachine", BuddyMemory, "grow", _moved_away_too_early),
+    Mutant("what a move leaves is free before it has moved", "BuddyMachine", BuddyMemory, "grow", _left_too_early),
     Mutant("a move outlives its sequence", "BuddyMachine", BuddyMemory, "free", _move_outlives_its_sequence),
     Mutant("free extents are not merged", "OracleMachine", ExtentAllocator, "free", _unmerged_extents),
     Mutant("an extent is freed twice", "ContiguousMachine", ExtentAllocator, "free", _freed_twice),

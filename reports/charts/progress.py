@@ -1,0 +1,170 @@
+"""Tokens/s, requests running and waiting, and what happened to blocks, over time: engines in one chart each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from pbench.reports.charts.panel import Chart, Panel, Table, label_rows, new_time_figure, plain, rows_height_px, seconds
+from pbench.reports.quantity import format_number, format_quantity
+from pbench.reports.reduction import Ints, Rate, common_window_ns, m4_rows, rate_over_time
+from pbench.reports.subjects import Subject, floats
+from pbench.reports.text import plot_label
+
+_EVENTS = (
+    ("num_preempted", "preemptions"),
+    ("num_copied_blocks", "copied blocks"),
+    ("num_evicted_blocks", "evicted blocks"),
+    ("num_swapped_out_blocks", "blocks swapped out"),
+    ("num_swapped_in_blocks", "blocks swapped in"),
+    ("num_moved_slots", "moved slots"),
+)
+_NUM_EVENT_WINDOWS = 60
+
+
+def progress_panel(subjects: Sequence[Subject]) -> Panel:
+    """Output tokens/s, requests together, and events, each engine on its own clock from 0."""
+    key, title = "progress", "Throughput and requests over time"
+    explanation = (
+        "More requests together make bigger batches, and bigger batches more tokens/s: memory is what limits how"
+        " many fit. Engines ran one after the other; each is drawn from its own start."
+    )
+    active = [subject for subject in subjects if not subject.steps.empty]
+    if not active:
+        return Panel(key, title, explanation, missing="No engine kept a step.")
+    window_ns = _window_ns(active)
+    charts = [_speed_chart(active, window_ns), _requests_chart(active)]
+    if (events := _events_chart(active)) is not None:
+        charts.append(events)
+    return Panel(key, title, explanation, tuple(charts), _table(active, window_ns))
+
+
+def _speed(subject: Subject, window_ns: float) -> Rate:
+    return rate_over_time(
+        _times(subject, "start_ns"), _times(subject, "end_ns"), floats(subject.steps, "num_output_tokens"), window_ns
+    )
+
+
+def _window_ns(subjects: Sequence[Subject]) -> float:
+    return common_window_ns([_times(subject, "end_ns") for subject in subjects])
+
+
+def _times(subject: Subject, column: str) -> Ints:
+    return subject.steps[column].to_numpy(dtype=np.int64)
+
+
+def _speed_chart(subjects: Sequence[Subject], window_ns: float) -> Chart:
+    figure = new_time_figure("output tok/s", yaxis_rangemode="tozero")
+    for subject in subjects:
+        rate = _speed(subject, window_ns)
+        figure.add_trace(
+            go.Scatter(
+                x=seconds(rate.time_ns),
+                y=plain(rate.per_s, 5),
+                name=plot_label(subject.label),
+                mode="lines+markers" if len(rate.per_s) == 1 else "lines",
+                line={"color": subject.ink.shade.light, "dash": subject.ink.dash, "width": 2},
+                hovertemplate="%{y:,.0f} tok/s",
+            )
+        )
+    means = ", ".join(
+        f"{subject.label} {format_quantity(subject.metric('output_tokens_per_s'), 'tok/s')}" for subject in subjects
+    )
+    summary = f"Totals over windows of {format_quantity(window_ns / 1e9, 's')}. Over the whole run: {means}."
+    return Chart("progress-speed", "Output tokens/s", summary, figure, 280, is_on_time_axis=True)
+
+
+def _requests_chart(subjects: Sequence[Subject]) -> Chart:
+    figure = new_time_figure("requests", yaxis_rangemode="tozero")
+    for subject in subjects:
+        times = _times(subject, "end_ns")
+        running, waiting = floats(subject.steps, "num_running"), floats(subject.steps, "num_waiting")
+        rows = m4_rows(times, [running, waiting])
+        for name, values, width in (("running", running, 2.2), ("waiting", waiting, 1.0)):
+            figure.add_trace(
+                go.Scatter(
+                    x=seconds(times[rows]),
+                    y=plain(values[rows]),
+                    name=f"{plot_label(subject.label)}, {name}",
+                    mode="lines",
+                    line={
+                        "color": subject.ink.shade.light,
+                        "dash": subject.ink.dash if name == "running" else "dot",
+                        "width": width,
+                        "shape": "hv",
+                    },
+                    hovertemplate="%{y:,.0f}",
+                )
+            )
+    peaks = "; ".join(
+        f"{subject.label} at most {int(subject.steps['num_running'].max())} together" for subject in subjects
+    )
+    return Chart("progress-requests", "Requests running and waiting", f"{peaks}.", figure, 280, is_on_time_axis=True)
+
+
+def _events_chart(subjects: Sequence[Subject]) -> Chart | None:
+    """Marks whose size is the number of events in a window; None when nothing happened."""
+    figure = new_time_figure("", hovermode="closest", showlegend=False)
+    totals, rows = [], []
+    for subject in subjects:
+        times = _times(subject, "end_ns")
+        for column, label in _EVENTS:
+            counts = floats(subject.steps, column)
+            if not counts.any():
+                continue
+            totals.append(f"{subject.label}: {format_number(int(counts.sum()))} {label}")
+            rows.append(f"{plot_label(subject.label)}: {label}")
+            windows = np.minimum(times * _NUM_EVENT_WINDOWS // max(int(times[-1]), 1), _NUM_EVENT_WINDOWS - 1)
+            sums = np.bincount(windows, weights=counts, minlength=_NUM_EVENT_WINDOWS)
+            filled = np.flatnonzero(sums)
+            middles_ns = (filled + 0.5) * times[-1] / _NUM_EVENT_WINDOWS
+            figure.add_trace(
+                go.Scatter(
+                    x=seconds(middles_ns),
+                    y=[rows[-1]] * len(filled),
+                    mode="markers",
+                    name=rows[-1],
+                    customdata=plain(sums[filled]),
+                    marker={
+                        "color": subject.ink.shade.light,
+                        "size": plain(5 + 8 * np.sqrt(sums[filled] / sums.max()), 3),
+                        "symbol": "circle" if column == "num_preempted" else "diamond",
+                        "opacity": 0.8,
+                    },
+                    hovertemplate="%{customdata:,} in this window<extra>%{y}</extra>",
+                )
+            )
+    if not totals:
+        return None
+    label_rows(figure, rows)
+    summary = f"{'; '.join(totals)}. A mark's size is the number in its window."
+    return Chart(
+        "progress-events",
+        "Preemptions, copies, evictions, swaps, moves",
+        summary,
+        figure,
+        rows_height_px(len(rows)),
+        is_on_time_axis=True,
+    )
+
+
+def _table(subjects: Sequence[Subject], window_ns: float) -> Table:
+    rows = []
+    for subject in subjects:
+        speed = _speed(subject, window_ns).per_s
+        rows.append(
+            (
+                subject.label,
+                format_quantity(float(speed.min()), "tok/s"),
+                format_quantity(float(np.median(speed)), "tok/s"),
+                format_quantity(float(speed.max()), "tok/s"),
+                format_number(int(subject.steps["num_running"].max())),
+                format_number(int(subject.steps["num_waiting"].max())),
+                *(format_number(int(subject.steps[column].sum())) for column, _ in _EVENTS),
+            )
+        )
+    columns = (
+        "engine", "slowest window", "median window", "fastest window", "most running", "most waiting",
+        *(label for _, label in _EVENTS),
+    )  # fmt: skip
+    return Table(columns, tuple(rows))

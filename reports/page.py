@@ -1,0 +1,156 @@
+"""The page: everything that the template shows, in its order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pbench.reports.charts.device import device_panel
+from pbench.reports.charts.latency import latency_panel
+from pbench.reports.charts.memory import memory_panel
+from pbench.reports.charts.panel import Panel
+from pbench.reports.charts.partition import figure_2_panel, partition_panel
+from pbench.reports.charts.progress import progress_panel
+from pbench.reports.charts.sharing import sharing_panel
+from pbench.reports.charts.steps import steps_panel
+from pbench.reports.charts.timeline import timeline_panel
+from pbench.reports.charts.workload import workload_panel
+from pbench.reports.checks import Check, run_checks
+from pbench.reports.details import Difference, Fact, command_line, config_differences, facts, workload_facts
+from pbench.reports.embedding import Attachment, attachments
+from pbench.reports.glossary import GLOSSARY, Term
+from pbench.reports.subjects import Subject, load_subjects
+from pbench.reports.summary import MetricRow, cards, metric_rows
+from pbench.reports.text import shorten
+from pbench.reports.verdict import Verdict, comparable_pair, reach_verdict
+from pbench.results import Run, RunResult
+
+_TITLE_CHARS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class RunDetails:
+    """One run's provenance: what was asked, where, and the command that repeats it."""
+
+    run: RunResult
+    created: str
+    command: str
+    workload: tuple[Fact, ...]
+    config: tuple[Fact, ...]
+    environment: tuple[Fact, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Page:
+    """What one report shows."""
+
+    title: str
+    overline: tuple[str, ...]  # workload, model, device, date: what a reader must know before the verdict
+    verdict: Verdict
+    subjects: tuple[Subject, ...]
+    baseline_key: str | None  # of the subject that the others are compared with
+    checks: tuple[Check, ...]
+    cards: tuple[MetricRow, ...]
+    metrics: tuple[MetricRow, ...]
+    panels: tuple[Panel, ...]
+    runs: tuple[RunDetails, ...]
+    differences: tuple[Difference, ...]
+    attachments: tuple[Attachment, ...]
+    terms: tuple[Term, ...]
+    data: dict[str, Any]  # the figures of the summaries as the page's own script and tests read them
+
+
+def build_page(runs: Sequence[Run]) -> Page:
+    """Read ``runs`` and work out everything that is shown of them.
+
+    Raises:
+        ResultError: a run folder cannot be read.
+
+    """
+    subjects = load_subjects(runs)
+    results = [run.result for run in runs]
+    pair = comparable_pair(subjects)
+    panels = (
+        memory_panel(subjects),
+        progress_panel(subjects),
+        partition_panel(subjects),
+        figure_2_panel(subjects),
+        sharing_panel(subjects),
+        latency_panel(subjects),
+        timeline_panel(subjects),
+        steps_panel(subjects),
+        device_panel(subjects),
+        workload_panel(subjects),
+    )
+    _align_time_axes(panels, subjects)
+    return Page(
+        title=" + ".join(dict.fromkeys(shorten(_workload_name(result), _TITLE_CHARS) for result in results)),
+        overline=_overline(results),
+        verdict=reach_verdict(subjects),
+        subjects=tuple(subjects),
+        baseline_key=pair.baseline.key if pair and pair.baseline else None,
+        checks=tuple(run_checks(subjects)),
+        cards=tuple(cards(subjects, pair)),
+        metrics=tuple(metric_rows(subjects, pair)),
+        panels=panels,
+        runs=tuple(map(_details, results)),
+        differences=tuple(config_differences(subjects)),
+        attachments=tuple(attachments(runs)),
+        terms=GLOSSARY,
+        data={
+            "engines": [
+                {"key": subject.key, "run_id": subject.run.run_id, "spec": subject.engine.spec}
+                | {"summary": dict(subject.engine.summary)}
+                for subject in subjects
+            ]
+        },
+    )
+
+
+def _align_time_axes(panels: Sequence[Panel], subjects: Sequence[Subject]) -> None:
+    """Let every chart over time reach from 0 to the end of the longest engine: equal lengths are equal times."""
+    ends_ns = [int(subject.steps["end_ns"].iloc[-1]) for subject in subjects if len(subject.steps)]
+    for chart in (chart for panel in panels for chart in panel.charts):
+        if chart.is_on_time_axis and ends_ns:
+            chart.figure.update_xaxes(range=[0, max(ends_ns) / 1e9])
+
+
+def _details(result: RunResult) -> RunDetails:
+    return RunDetails(
+        result,
+        _moment(result.created_at),
+        command_line(result.command),
+        tuple(workload_facts(result.workload)),
+        tuple(facts(result.config)),
+        tuple(facts(result.environment)),
+    )
+
+
+def _overline(results: Sequence[RunResult]) -> tuple[str, ...]:
+    """Each part once, however many runs share it."""
+    parts = []
+    for result in results:
+        gpu = result.environment.get("gpu")
+        cpu = result.environment.get("cpu")
+        device = gpu if isinstance(gpu, dict) else cpu if isinstance(cpu, dict) else {}
+        parts += [
+            result.config.get("model"),
+            result.config.get("dtype"),
+            device.get("name") or device.get("model"),
+            _moment(result.created_at),
+        ]
+    return tuple(dict.fromkeys(shorten(str(part), _TITLE_CHARS) for part in parts if part))
+
+
+def _workload_name(result: RunResult) -> str:
+    return str(result.workload.get("name") or "unnamed workload")
+
+
+def _moment(created_at: str) -> str:
+    """An ISO 8601 time for people; what is no such time stands as it is."""
+    try:
+        moment = datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    zone = moment.strftime("%Z") or "local time"
+    return f"{moment.day} {moment:%B %Y, %H:%M} {zone}"

@@ -1,0 +1,99 @@
+"""Figures as people read them: unit, sensible digits, and two of them compared."""
+
+import math
+from typing import NamedTuple
+
+from pbench.results import Metric
+
+NOT_MEASURED = "not measured"
+NOT_APPLICABLE = "\u2013"
+TIMES = "\u00d7"
+EQUAL_RATIO = 0.01  # two figures closer than this are called equal
+_TELLING_RATIO = 0.05  # closer than this, one run of each says nothing about better or worse
+_TELLING_POINTS = 0.5
+
+_GROUP = "\u202f"  # narrow no-break space between thousands
+_UNIT_SPACE = "\u00a0"
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+class Comparison(NamedTuple):
+    """One figure against the baseline's."""
+
+    text: str
+    direction: str  # "up", "down" or "same"
+    tone: str  # "better", "worse" or "neutral"
+
+
+def format_number(value: float, significant_digits: int = 3) -> str:
+    """``value`` with that many significant digits, whole from 100 on, thousands set apart by a narrow space."""
+    if math.isinf(value) or math.isnan(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4:
+        return f"{value:.{significant_digits - 1}e}"
+    num_decimals = max(0, significant_digits - 1 - magnitude)
+    if isinstance(value, int) or value == int(value):
+        num_decimals = 0
+    return f"{value:,.{num_decimals}f}".replace(",", _GROUP)
+
+
+def byte_scale(largest_bytes: float) -> tuple[int, str]:
+    """Divisor and binary unit in which ``largest_bytes`` lies between 1 and 1024."""
+    power = 0
+    while largest_bytes >= 1024 and power < len(_BYTE_UNITS) - 1:
+        largest_bytes /= 1024
+        power += 1
+    return 1024**power, _BYTE_UNITS[power]
+
+
+def format_quantity(value: float | None, unit: str, *, largest: float | None = None) -> str:
+    """``value`` in ``unit`` (a ``Metric.unit``) for people; None reads as "not measured", never as 0.
+
+    ``largest`` is the greatest of the figures beside which it is read: it chooses the unit of all of them.
+    """
+    if value is None:
+        return NOT_MEASURED
+    largest = abs(value) if largest is None else largest
+    if unit == "bytes":
+        divisor, unit = byte_scale(largest)
+        return f"{format_number(value / divisor)}{_UNIT_SPACE}{unit}"
+    if unit == "ms" and largest >= 10_000:
+        return f"{format_number(value / 1000)}{_UNIT_SPACE}s"
+    if unit == "%":
+        num_decimals = 1 if abs(value) >= 1 or value == 0 else 2
+        return f"{value:.{num_decimals}f}{_UNIT_SPACE}%"
+    digits = format_number(value)
+    return f"{digits}{_UNIT_SPACE}{unit}" if unit else digits
+
+
+def compare(value: float | None, baseline: float | None, metric: Metric) -> Comparison | None:
+    """How ``value`` stands to ``baseline``: in percentage points for shares, as a factor otherwise.
+
+    None when either was not measured.
+    """
+    if value is None or baseline is None:
+        return None
+    difference = value - baseline
+    if metric.unit == "%":
+        is_equal, is_telling = abs(difference) < 0.05, abs(difference) >= _TELLING_POINTS
+        text = f"{difference:+.1f} points".replace("-", "\u2212")
+    else:
+        is_equal = abs(difference) <= EQUAL_RATIO * abs(baseline)
+        is_telling = abs(difference) > _TELLING_RATIO * abs(baseline)
+        text = "" if is_equal else _factor(value, baseline)
+    if is_equal:
+        return Comparison("equal", "same", "neutral")
+    direction = "up" if difference > 0 else "down"
+    if metric.is_higher_better is None or not is_telling:
+        return Comparison(text, direction, "neutral")
+    return Comparison(text, direction, "better" if (difference > 0) == metric.is_higher_better else "worse")
+
+
+def _factor(value: float, baseline: float) -> str:
+    if value == 0 or baseline == 0 or (value > 0) != (baseline > 0):
+        return f"{format_number(value)} against {format_number(baseline)}"
+    ratio = value / baseline
+    return f"{format_number(ratio)}{TIMES} as much" if ratio > 1 else f"{format_number(1 / ratio)}{TIMES} less"

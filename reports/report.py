@@ -1,0 +1,65 @@
+"""The HTML report: one page about one or several runs."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TextIO
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pbench.reports.embedding import asset, content_security_policy, figure_block, json_block, plotly_script
+from pbench.reports.page import build_page
+from pbench.reports.palette import dark_by_light, shade_variables
+from pbench.reports.reduction import METHOD
+from pbench.reports.text import visible
+from pbench.results import Run
+
+
+def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inline") -> None:
+    """Write one self-contained HTML page about every engine of ``runs`` to ``stream``.
+
+    Args:
+        runs: run folders, in the order in which their engines are shown. Engines that failed or measured nothing are
+            shown as such.
+        stream: text, to be encoded as UTF-8.
+        plotlyjs: "inline" (the page loads nothing from anywhere), "cdn" (plotly.js from plotly's own server, checked
+            by its hash), or "directory" (plotly.min.js beside the page; the caller puts it there).
+
+    Raises:
+        ResultError: a run folder cannot be read.
+        UsageError: another ``plotlyjs``.
+
+    """
+    plotly = plotly_script(plotlyjs)
+    page = build_page(runs)
+    scripts = {name: asset(name) for name in ("theme.js", "page.js")}
+    stream.writelines(
+        _environment()
+        .get_template("report.html")
+        .generate(
+            page=page,
+            plotly=plotly,
+            policy=content_security_policy(plotly, list(scripts.values())),
+            scripts=scripts,
+            style=asset("page.css"),
+            shades=Markup(shade_variables()),
+            dark_by_light=dark_by_light(),
+            reduction_method=METHOD,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Templates in which every expression is escaped, and every string shows the characters that act unseen."""
+    environment = Environment(
+        loader=PackageLoader("pbench.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["json_block"] = json_block
+    environment.filters["figure_block"] = figure_block
+    return environment

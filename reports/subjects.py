@@ -1,0 +1,101 @@
+"""Subjects: the engines on the page, each with its own rows of its run's tables."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pbench.reports.palette import Ink, ink
+from pbench.reports.reduction import Floats
+from pbench.results import EngineResult, Run, RunResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """One engine of one run: what is compared on the page."""
+
+    key: str  # unique on the page and safe in an HTML id
+    label: str  # unique on the page; text that others wrote
+    ink: Ink
+    run: RunResult
+    engine: EngineResult
+    steps: "pd.DataFrame"  # STEP_COLUMNS, this engine's rows, in order of time
+    requests: "pd.DataFrame"  # REQUEST_COLUMNS, this engine's rows
+    device: "pd.DataFrame"  # DEVICE_COLUMNS, this engine's rows, in order of time
+
+    def metric(self, name: str) -> float | int | None:
+        """A figure of the summary; None when it was not measured."""
+        return self.engine.summary.get(name)
+
+    def pool_figure(self, name: str) -> int | None:
+        """A figure of the pool (num_slots, slot_bytes, pool_bytes, ...); None when the engine never got so far."""
+        value = self.engine.pool.get(name)
+        return value if isinstance(value, int) else None
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether its KV memory is in blocks."""
+        return self.engine.spec.startswith("paged")
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether its KV memory is in extents: a baseline."""
+        return self.engine.spec.startswith("contiguous")
+
+    @property
+    def blocked_share(self) -> float | None:
+        """Share (0..1) of the steps' time in which a request waited for memory alone; None without steps."""
+        if self.steps.empty:
+            return None
+        step_ns = (self.steps["end_ns"] - self.steps["start_ns"]).to_numpy(dtype=np.float64)
+        total_ns = step_ns.sum()
+        return (
+            float(step_ns[self.steps["is_memory_blocked"].to_numpy(dtype=bool)].sum() / total_ns) if total_ns else 0.0
+        )
+
+
+def load_subjects(runs: Sequence[Run]) -> list[Subject]:
+    """Every engine of every run, in order. Each table is read once.
+
+    Raises:
+        ResultError: a run folder cannot be read.
+    """
+    results = [run.result for run in runs]
+    times_seen = Counter(engine.spec for result in results for engine in result.engines)
+    subjects: list[Subject] = []
+    for run, result in zip(runs, results, strict=True):
+        steps, requests, device = run.steps(), run.requests(), run.device()
+        for engine in result.engines:
+            rows = partial(_rows_of, engine.spec)
+            index = len(subjects)
+            label = engine.spec if times_seen[engine.spec] == 1 else f"{engine.spec} ({result.run_id})"
+            if any(label == subject.label for subject in subjects):  # the same run, given twice
+                label = f"{label} #{index + 1}"
+            subjects.append(
+                Subject(
+                    key=f"e{index}",
+                    label=label,
+                    ink=ink(index),
+                    run=result,
+                    engine=engine,
+                    steps=rows(steps, "end_ns"),
+                    requests=rows(requests, "arrival_ns"),
+                    device=rows(device, "time_ns"),
+                )
+            )
+    return subjects
+
+
+def floats(table: "pd.DataFrame", column: str) -> Floats:
+    """A column as float64, a missing value as NaN."""
+    return table[column].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _rows_of(spec: str, table: "pd.DataFrame", time_column: str) -> "pd.DataFrame":
+    return table[table["engine"] == spec].sort_values(time_column, kind="stable").reset_index(drop=True)

@@ -1,0 +1,28 @@
+"""Several samples of one prompt."""
+
+from collections.abc import Iterator
+
+from pbench.workloads.definition import Definition, Draw, lognormal, num_requests
+from pbench.workloads.parameters import Parameter
+from pbench.workloads.row import Row, private_row
+
+
+def _build(draw: Draw) -> Iterator[Row]:
+    count = draw["num_requests"]
+    lengths = zip(draw.lognormal_lengths("input", count), draw.lognormal_lengths("output", count), strict=True)
+    for line, (input_length, output_length) in enumerate(lengths, start=1):
+        yield private_row(line, None, input_length, output_length)._replace(n=draw["samples"])
+
+
+PARALLEL_SAMPLING = Definition(
+    name="parallel-sampling",
+    description="several samples of each prompt, which share its blocks until they differ",
+    stands_for="parallel sampling in PagedAttention (SOSP 2023), section 6.3: 2, 4 and 6 samples, lengths of Alpaca",
+    parameters=(
+        num_requests(500),
+        Parameter("samples", 4, "samples of each prompt", 1, 64),
+        *lognormal("input", 19.31, 0.5, 1024, "prompt"),
+        *lognormal("output", 58.45, 0.9, 1024, "answer"),
+    ),
+    build=_build,
+)

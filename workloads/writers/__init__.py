@@ -1,0 +1,1 @@
+"""Writers of workload files: our own format, and what other tools play."""

@@ -56,8 +56,8 @@ class ContiguousMemory:
     With ``ReserveMax`` it is the paper's "Orca (Max)", with ``ReserveFinal`` its "Orca (Oracle)". Nothing is shared,
     nothing ever moves, and a running sequence always finishes.
 
-    The paper's Orca lays its extents out with a buddy allocator under every rule; here first fit does, which loses
-    nothing to rounding and so makes the baseline stronger. Under ``ReserveMax`` both lay out the same.
+    The paper's Orca lays its extents out with a buddy allocator under every rule. First fit loses nothing to rounding,
+    so this baseline is stronger than the paper's. Where the longest sequence is a power of two, both lay it out alike.
     """
 
     can_fork = False

@@ -63,6 +63,10 @@ class StepRunner(Protocol):
         """Start a step, without waiting for it."""
         ...
 
+    def memory_bytes(self) -> dict[str, int]:
+        """What it holds on the device: "weights", "pool", "buffers", "graphs"."""
+        ...
+
     def time_swap(self, num_blocks: int) -> int:
         """Nanoseconds to copy so many blocks to host memory and back; only where the configuration swaps."""
         ...
@@ -167,6 +171,10 @@ class Engine:
             usage=usage,
         )
         return StepOutput(record, tokens, finished)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the engine holds on the device, in bytes: "weights", "pool", "buffers", "graphs"."""
+        return self.runner.memory_bytes()
 
     def unfinished(self) -> list[RequestRecord]:
         """Records of the requests that are still here, with status "unfinished"."""

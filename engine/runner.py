@@ -53,6 +53,7 @@ class Runner:
         self._wide = _Staging(3 * config.max_batch_tokens, torch.int64, self.device)
         self._narrow = _Staging((config.max_running + 1) * (self._width + 3), torch.int32, self.device)
         self._graphs: DecodeGraphs | None = None
+        self._graphs_bytes = 0
         self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
     @torch.inference_mode()
@@ -82,6 +83,17 @@ class Runner:
         rows = torch.tensor([row for row, seq in enumerate(plan.sequences) for _ in seq.samples], device=self.device)
         return choose(logits.index_select(0, rows), samples)
 
+    def memory_bytes(self) -> dict[str, int]:
+        """See ``pbench.engine.engine.StepRunner``."""
+        buffers = sum(buffer.nbytes for buffer in self.model.buffers())
+        buffers += self._wide.num_bytes + self._narrow.num_bytes
+        return {
+            "weights": self.weights_bytes,
+            "pool": self.pool.nbytes,
+            "buffers": buffers,
+            "graphs": self._graphs_bytes,
+        }
+
     @torch.inference_mode()
     def time_swap(self, num_blocks: int) -> int:
         """See ``pbench.engine.engine.StepRunner``. The pool's contents stay as they are."""
@@ -102,7 +114,10 @@ class Runner:
         if self.device.type != "cuda":
             return
         if self.config.has_cuda_graphs:
+            torch.cuda.synchronize()
+            num_reserved = torch.cuda.memory_reserved(self.device)
             self._graphs = DecodeGraphs(self.config.max_running, self._decode_padding)
+            self._graphs_bytes = torch.cuda.memory_reserved(self.device) - num_reserved
         torch.cuda.synchronize()
 
     def _decode_padding(self, size: int) -> tuple[Tensor, Tensor]:
@@ -233,6 +248,7 @@ class _Staging:
         self._host = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
         self._device = self._host if device.type == "cpu" else torch.zeros(size, dtype=dtype, device=device)
         self.host = self._host.numpy()
+        self.num_bytes = self._device.nbytes
 
     def upload(self, size: int) -> Tensor:
         """The first ``size`` numbers, on the device."""

@@ -76,6 +76,10 @@ class SimulatedRunner:
         self._clock.advance(self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2)
         return _Choices(choices)
 
+    def memory_bytes(self) -> dict[str, int]:
+        """Nothing is really held."""
+        return {}
+
     def time_swap(self, num_blocks: int) -> int:
         """Two transfers over a PCIe 5.0 x16 bus, at 50 of its 63 GB/s."""
         return round(2 * num_blocks * self._block_bytes / HOST_BANDWIDTH_BYTES_PER_S * 1e9)

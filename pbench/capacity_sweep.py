@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from pbench.comparison import NOT_MEASURED
 from pbench.live import LineView
-from pbench.results import Run, RunResult, write_result
+from pbench.results import Run, RunResult
 from pbench.simulation import Simulation, SimulationPlan
 from pbench.units import format_bytes, format_number, printable
 
@@ -29,6 +28,9 @@ _SHOWN = {
     "tok/s": "output_tokens_per_s",
     "preempted": "preemptions",
 }
+
+
+_NO_VIEW = LineView(lambda line: None)
 
 
 class SizeDone(NamedTuple):
@@ -63,6 +65,7 @@ class CapacitySweep:
                 while waiting and len(running) < self._num_processes:
                     plan = waiting.pop()
                     process = self._context.Process(target=_simulate, args=(plan, self._should_stop))
+                    Simulation(plan, _NO_VIEW, lambda: True).write()  # there even if the process dies at once
                     process.start()
                     running[process.sentinel] = (process, plan)
                 for sentinel in wait(list(running)):
@@ -103,19 +106,12 @@ def _simulate(plan: SimulationPlan, should_stop: ctypes.c_bool) -> None:
     """The process of one size."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C of the terminal reaches the parent, which asks us to stop
     parent_id = os.getppid()
-    Simulation(plan, LineView(lambda line: None), lambda: should_stop.value or os.getppid() != parent_id).run()
+    Simulation(plan, _NO_VIEW, lambda: should_stop.value or os.getppid() != parent_id).run()
 
 
 def _outcome(plan: SimulationPlan, exit_code: int | None) -> RunResult:
-    """The record that the process left; a process that died left one that says "running"."""
+    """The record that the process left; one that says "running" was left by a process that died."""
     result = Run(plan.folder).result
     if result.status != "running":
         return result
-    reason = f"the simulating process ended with exit code {exit_code}"
-    engines = tuple(
-        replace(engine, status="failed", reason=reason) if engine.status == "running" else engine
-        for engine in result.engines
-    )
-    result = replace(result, status="failed", engines=engines)
-    write_result(plan.folder, result)
-    return result
+    return Simulation(plan, _NO_VIEW, lambda: True).salvage(f"the simulating process ended with exit code {exit_code}")

@@ -1,11 +1,13 @@
 """The table at the end of a run: the engines side by side, and the first one's figures over each other's."""
 
+from collections.abc import Mapping
+
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pbench.results import METRICS, EngineResult, RunResult
-from pbench.units import format_quantity, printable
+from pbench.units import format_bytes, format_quantity, printable
 
 NOT_MEASURED = "-"
 
@@ -44,12 +46,20 @@ def print_comparison(result: RunResult, console: Console) -> None:
     """Print the table, and below it how engines failed and what to know before believing the figures."""
     console.print(_table(result.engines))
     for engine in result.engines:
+        if engine.memory:
+            console.print(Text(f"memory at its peak ({engine.spec}): {_memory_line(engine.memory)}"), soft_wrap=True)
+    for engine in result.engines:
         if engine.reason is not None:
             console.print(Text(f"{engine.spec} {engine.status}: {printable(engine.reason)}"), soft_wrap=True)
     for note in dict.fromkeys(note for engine in result.engines for note in engine.notes):
         who = [engine.spec for engine in result.engines if note in engine.notes]
         scope = "" if len(who) == len(result.engines) else f" ({', '.join(who)})"
         console.print(Text(f"note{scope}: {printable(note)}"), soft_wrap=True)
+
+
+def _memory_line(memory: Mapping[str, int]) -> str:
+    parts = [f"{name} {format_bytes(held)}" for name, held in memory.items() if name != "peak" and held]
+    return f"{format_bytes(memory['peak'])} = {' + '.join(parts)}"
 
 
 def format_ratio(first: float | None, other: float | None) -> str:

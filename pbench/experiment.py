@@ -70,6 +70,7 @@ class Experiment:
         return self._result()
 
     def _run_engine(self, options: EngineOptions) -> EngineResult:
+        from pbench.memory_account import account_memory
         from pbench.metrics import summarise
 
         spec = options.memory
@@ -89,13 +90,14 @@ class Experiment:
         self._view.begin(spec, plan.workload.num_requests)
         worker = self._worker = WorkerProcess(journal / "job.json", log_path, plan.timeout_s)
         pool: Mapping[str, int] = {}
+        memory: Mapping[str, int] = {}
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
                 worker.interrupt()
             for event in worker.events():
                 if event is not None and event["event"] == "ready":
-                    pool = event["pool"]
+                    pool, memory = event["pool"], event["memory"]
                     self._environment["gpu"] = event["gpu"]
                 self._view.show(event)
             outcome = worker.outcome()
@@ -116,6 +118,7 @@ class Experiment:
             reason=outcome.reason,
             config=asdict(options),
             pool=pool,
+            memory=account_memory(memory, tables.device) if memory else {},
             summary=summary.values,
             notes=(*plan.notes, *summary.notes, *outcome.notes),
         )

@@ -300,6 +300,7 @@ class EngineResult:
     pool: Mapping[str, Any] = field(
         default_factory=dict
     )  # num_slots, slot_bytes, pool_bytes, block_size, weights_bytes
+    memory: Mapping[str, int] = field(default_factory=dict)  # the peak's parts in bytes, see pbench.memory_account
     summary: Mapping[str, float | int | None] = field(default_factory=dict)  # by Metric.name; None: not measured
     notes: tuple[str, ...] = ()  # what a reader must know before believing the figures
 

@@ -20,7 +20,7 @@ from pbench.job import EngineOptions
 from pbench.journal import Journal
 from pbench.lazy_requests import lazy_arrivals
 from pbench.live import View
-from pbench.results import EngineResult, RunResult, write_result
+from pbench.results import EngineResult, Run, RunResult, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PROGRESS_INTERVAL_S = 0.1
 _USAGE = ("token_state", "reserved", "internal", "external", "cached", "free")
+_POOL = ("num_slots", "slot_bytes", "pool_bytes", "block_size", "weights_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +64,39 @@ class Simulation:
         """Simulate all engines and return the record, which is also in the folder."""
         journals = self._plan.folder / JOURNAL_FOLDER
         journals.mkdir()
-        self._write()
+        self.write()
         for index, options in enumerate(self._plan.engines):
             if self._should_stop():
                 self._engines[index] = replace(self._engines[index], status="interrupted", reason="not started")
             else:
                 self._engines[index] = self._simulate(options)
-            self._write()
+            self.write()
         shutil.rmtree(journals)
         return self._result()
 
-    def _simulate(self, options: EngineOptions) -> EngineResult:
-        from pbench.metrics import summarise
+    def write(self) -> None:
+        """Write run.json as things stand."""
+        write_result(self._plan.folder, self._result())
 
+    def salvage(self, reason: str) -> RunResult:
+        """Make a failed run of what a process left behind that died in ``run``, and return its record."""
+        journals = self._plan.folder / JOURNAL_FOLDER
+        self._engines = list(Run(self._plan.folder).result.engines)
+        for index, engine in enumerate(self._engines):
+            journal_folder = journals / slug(engine.spec)
+            if journal_folder.exists():
+                tables = read_journal(journal_folder, engine.spec)
+                self._tables.append(tables)
+                if engine.status == "running":
+                    self._engines[index] = self._summarised(engine, tables, "failed", reason)
+            elif engine.status == "running":
+                self._engines[index] = replace(engine, status="failed", reason=f"not started: {reason}")
+        write_tables(self._plan.folder, self._tables)
+        self.write()
+        shutil.rmtree(journals, ignore_errors=True)  # it died before it made one
+        return self._result()
+
+    def _simulate(self, options: EngineOptions) -> EngineResult:
         plan, spec = self._plan, options.memory
         journal_folder = plan.folder / JOURNAL_FOLDER / slug(spec)
         journal_folder.mkdir()
@@ -100,22 +121,17 @@ class Simulation:
         tables = read_journal(journal_folder, spec)
         self._tables.append(tables)
         write_tables(plan.folder, self._tables)
-        summary = summarise(tables)
-        return EngineResult(
-            spec=spec,
-            status=status,
-            reason=reason,
-            config=self._config(options),
-            pool={
-                "num_slots": engine.num_slots,
-                "slot_bytes": engine.slot_bytes,
-                "pool_bytes": engine.pool_bytes,
-                "block_size": engine.block_size,
-                "weights_bytes": engine.weights_bytes,
-            },
-            summary=summary.values,
-            notes=(*plan.notes, *summary.notes),
+        pool = {name: getattr(engine, name) for name in _POOL}
+        return self._summarised(
+            EngineResult(spec, "running", None, self._config(options), pool), tables, status, reason
         )
+
+    def _summarised(self, engine: EngineResult, tables: Tables, status: str, reason: str | None) -> EngineResult:
+        from pbench.metrics import summarise
+
+        summary = summarise(tables)
+        notes = (*self._plan.notes, *summary.notes)
+        return replace(engine, status=status, reason=reason, summary=summary.values, notes=notes)
 
     def _config(self, options: EngineOptions) -> dict[str, Any]:
         return asdict(options) | {"hardware": dict(self._plan.hardware)}
@@ -133,9 +149,6 @@ class Simulation:
             environment=plan.environment,
             engines=tuple(self._engines),
         )
-
-    def _write(self) -> None:
-        write_result(self._plan.folder, self._result())
 
 
 class _Play:

@@ -40,6 +40,9 @@ class Target(Protocol):
     def step(self) -> TargetStep:
         """Run one step; something must be unfinished."""
 
+    def memory_bytes(self) -> dict[str, int]:
+        """What it holds on the device, by ``pbench.memory_account.KNOWN_PARTS``."""
+
     def warm_up(self) -> None:
         """Compile and capture what the measured steps will use, and leave the pool empty."""
 

@@ -130,6 +130,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
         {
             "event": "ready",
             "pool": _describe_pool(engine),
+            "memory": engine.memory_bytes(),
             "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
         }
     )

@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 
+# The \b keeps click from filling the lines.
+_EXIT_CODES = """\b
+Exit codes:
+  0    every engine played the whole workload
+  1    an engine failed; what it came to is kept
+  2    these options cannot work; nothing was started
+  130  interrupted; what was simulated is kept
+"""
 
-@click.command()
+
+@click.command(epilog=_EXIT_CODES)
 @click.option("--workload", required=True, metavar="NAME|FILE", help="A built-in workload, or a file of requests.")
 @click.option(
     "--engine",
@@ -122,17 +131,10 @@ EXIT_INTERRUPTED = 130
 @click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step.")
 @click.pass_context
 def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int | None, **options: Any) -> None:
-    r"""Play a workload through the same scheduler and memories without a model or a GPU.
+    """Play a workload through the same scheduler and memories without a model or a GPU.
 
     A step takes the time of a roofline: weights and KV bytes over bandwidth or FLOPs over rate, whichever is longer,
     and a fixed overhead. What fits, waits, is shared, wasted and evicted is not a model: it is what the engine does.
-
-    \b
-    Exit codes:
-      0    every engine played the whole workload
-      1    an engine failed; what it came to is kept
-      2    these options cannot work; nothing was started
-      130  interrupted; what was simulated is kept
     """
     from rich.console import Console
 

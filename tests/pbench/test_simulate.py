@@ -262,7 +262,10 @@ def test_a_killed_size_is_a_failed_run(sweep: CapacitySweep, tmp_path: Path) -> 
     thread.join()
     assert done.result.status == "failed"
     assert done.result.engines[0].reason == "the simulating process ended with exit code -9"
-    assert Run(tmp_path / "run").result == done.result
+    run = Run(tmp_path / "run")
+    assert run.result == done.result
+    assert 0 < len(run.steps()) == done.result.engines[0].summary["num_steps"]
+    assert not (run.path / ".journal").exists()
 
 
 # Command line

@@ -1,0 +1,116 @@
+"""Which cached block to give up when a new one is needed."""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+
+class EvictionPolicy(Protocol):
+    """Keeps the cached blocks that nobody holds, and says which goes first."""
+
+    def register(self, block_id: int) -> None:
+        """Note that the cache has just learnt the content of a block, which somebody holds."""
+        ...
+
+    def add(self, block_id: int) -> None:
+        """Take a block that its last owner has released."""
+        ...
+
+    def remove(self, block_id: int) -> None:
+        """Let a block go that somebody holds again, or that is forgotten."""
+        ...
+
+    def pop(self) -> int:
+        """Let the block go that is to be evicted."""
+        ...
+
+    def __len__(self) -> int:
+        """Blocks that could be evicted."""
+        ...
+
+    def __contains__(self, block_id: object) -> bool:
+        """Whether the block could be evicted."""
+        ...
+
+    def __iter__(self) -> Iterator[int]:
+        """All blocks that could be evicted."""
+        ...
+
+
+class LeastRecentlyUsed:
+    """Evicts the block that was released longest ago. O(1)."""
+
+    def __init__(self) -> None:
+        self._block_ids: OrderedDict[int, None] = OrderedDict()
+
+    def register(self, block_id: int) -> None:
+        """See ``EvictionPolicy``: when a block was learnt does not matter."""
+
+    def add(self, block_id: int) -> None:
+        """See ``EvictionPolicy``."""
+        self._block_ids[block_id] = None
+
+    def remove(self, block_id: int) -> None:
+        """See ``EvictionPolicy``."""
+        del self._block_ids[block_id]
+
+    def pop(self) -> int:
+        """See ``EvictionPolicy``."""
+        return self._block_ids.popitem(last=False)[0]
+
+    def __len__(self) -> int:
+        return len(self._block_ids)
+
+    def __contains__(self, block_id: object) -> bool:
+        return block_id in self._block_ids
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._block_ids)
+
+
+class FirstInFirstOut:
+    """Evicts the block whose content was learnt longest ago, however often it was used since. O(log n)."""
+
+    def __init__(self) -> None:
+        self._num_registered = 0
+        self._age: dict[int, int] = {}  # of every block whose content is known: the smaller, the older
+        self._block_ids: set[int] = set()
+        self._heap: list[tuple[int, int]] = []  # (age, block), with entries that no longer hold
+
+    def register(self, block_id: int) -> None:
+        """See ``EvictionPolicy``."""
+        self._age[block_id] = self._num_registered
+        self._num_registered += 1
+
+    def add(self, block_id: int) -> None:
+        """See ``EvictionPolicy``."""
+        self._block_ids.add(block_id)
+        heapq.heappush(self._heap, (self._age[block_id], block_id))
+
+    def remove(self, block_id: int) -> None:
+        """See ``EvictionPolicy``. Its heap entry stays, and is passed over later."""
+        self._block_ids.remove(block_id)
+        if len(self._heap) > 2 * len(self._block_ids) + 64:
+            self._heap = [(self._age[block_id], block_id) for block_id in self._block_ids]
+            heapq.heapify(self._heap)
+
+    def pop(self) -> int:
+        """See ``EvictionPolicy``."""
+        while True:
+            age, block_id = heapq.heappop(self._heap)
+            if block_id in self._block_ids and self._age[block_id] == age:
+                self._block_ids.remove(block_id)
+                return block_id
+
+    def __len__(self) -> int:
+        return len(self._block_ids)
+
+    def __contains__(self, block_id: object) -> bool:
+        return block_id in self._block_ids
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._block_ids)
+
+
+EVICTION_POLICIES: dict[str, Callable[[], EvictionPolicy]] = {"lru": LeastRecentlyUsed, "fifo": FirstInFirstOut}

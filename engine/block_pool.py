@@ -1,8 +1,8 @@
 """BlockPool: which blocks are free, held (and by how many), or kept only for the prefix cache."""
 
-from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import islice
+
+from pbench.engine.eviction import EvictionPolicy, LeastRecentlyUsed
 
 
 class BlockPool:
@@ -12,15 +12,15 @@ class BlockPool:
 
         free     num_refs == 0, not in the cache index       waits on a stack
         held     num_refs >= 1                               may be in the cache index as well
-        cached   num_refs == 0, in the cache index           waits in order of release, evicted oldest first
+        cached   num_refs == 0, in the cache index           waits until the eviction policy gives it up
     """
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, eviction: EvictionPolicy | None = None) -> None:
         self.num_blocks = num_blocks
         self.num_refs = [0] * num_blocks
         self.num_evicted = 0
         self._free_block_ids = list(range(num_blocks - 1, -1, -1))
-        self._cached_block_ids: OrderedDict[int, None] = OrderedDict()
+        self._evictable = LeastRecentlyUsed() if eviction is None else eviction
         self._block_by_digest: dict[bytes, int] = {}
         self._digest_by_block: dict[int, bytes] = {}
 
@@ -32,15 +32,15 @@ class BlockPool:
     @property
     def num_cached(self) -> int:
         """Blocks without an owner that the cache can still find."""
-        return len(self._cached_block_ids)
+        return len(self._evictable)
 
     @property
     def num_available(self) -> int:
         """Blocks that ``allocate`` can hand out: free ones, then cached ones."""
-        return len(self._free_block_ids) + len(self._cached_block_ids)
+        return len(self._free_block_ids) + len(self._evictable)
 
     def allocate(self, count: int) -> list[int]:
-        """Take blocks with one reference each: free ones, then those released longest ago, which are evicted.
+        """Take blocks with one reference each: free ones, then cached ones, which are evicted.
 
         The caller has checked ``num_available``.
         """
@@ -55,11 +55,10 @@ class BlockPool:
         return block_ids
 
     def _evict(self, count: int) -> list[int]:
-        """Give up the cached blocks that were released longest ago."""
-        block_ids = list(islice(self._cached_block_ids, count))
-        cached, block_by_digest, digest_by_block = self._cached_block_ids, self._block_by_digest, self._digest_by_block
+        """Give up cached blocks."""
+        block_ids = self._evictable.pop(count)
+        block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
         for block_id in block_ids:
-            del cached[block_id]
             del block_by_digest[digest_by_block.pop(block_id)]
         self.num_evicted += count
         return block_ids
@@ -67,7 +66,7 @@ class BlockPool:
     def acquire(self, block_id: int) -> None:
         """Add a reference to a held or cached block."""
         if self.num_refs[block_id] == 0:
-            del self._cached_block_ids[block_id]
+            self._evictable.remove(block_id)
         self.num_refs[block_id] += 1
 
     def release(self, block_ids: list[int]) -> None:
@@ -79,7 +78,7 @@ class BlockPool:
             num_refs[block_id] = num_left
             if num_left == 0:
                 if block_id in digest_by_block:
-                    self._cached_block_ids[block_id] = None
+                    self._evictable.add(block_id)
                 else:
                     self._free_block_ids.append(block_id)
 
@@ -89,7 +88,7 @@ class BlockPool:
 
     def is_cached_only(self, block_id: int) -> bool:
         """Whether the block has no owner and is kept for the cache."""
-        return block_id in self._cached_block_ids
+        return block_id in self._evictable
 
     def register(self, block_ids: list[int], digests: list[bytes]) -> None:
         """Let ``find`` know held, full blocks by their content, but for content that another block has already."""
@@ -99,10 +98,11 @@ class BlockPool:
             assert block_id not in digest_by_block, f"block {block_id} is registered twice"
             if block_by_digest.setdefault(digest, block_id) == block_id:
                 digest_by_block[block_id] = digest
+        self._evictable.register(block_ids)
 
     def forget(self, block_id: int) -> None:
         """Free a cached block: what it was to hold never came."""
-        del self._cached_block_ids[block_id]
+        self._evictable.remove(block_id)
         del self._block_by_digest[self._digest_by_block.pop(block_id)]
         self._free_block_ids.append(block_id)
 
@@ -120,13 +120,13 @@ class BlockPool:
             assert num_refs == num_owners, f"block {block_id} counts {num_refs} references and has {num_owners} owners"
         free = set(self._free_block_ids)
         assert len(free) == len(self._free_block_ids), "a block is twice on the free list"
-        assert free.isdisjoint(self._cached_block_ids), "a block is both free and cached"
-        for block_id in free | set(self._cached_block_ids):
+        assert free.isdisjoint(self._evictable), "a block is both free and cached"
+        for block_id in free | set(self._evictable):
             assert expected[block_id] == 0, f"block {block_id} is available and held at once"
         num_held = sum(count > 0 for count in expected)
         assert len(free) + self.num_cached + num_held == self.num_blocks, "free + cached + held is not the pool"
         assert free.isdisjoint(self._digest_by_block), "the cache index knows a free block"
-        assert set(self._cached_block_ids) <= set(self._digest_by_block), "a cached block is not in the cache index"
+        assert set(self._evictable) <= set(self._digest_by_block), "a cached block is not in the cache index"
         assert {b: d for d, b in self._block_by_digest.items()} == self._digest_by_block, "the cache index is torn"
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pbench.engine.block_pool import num_blocks_for
 from pbench.engine.errors import ConfigError
+from pbench.engine.eviction import EVICTION_POLICIES
 from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
 from pbench.engine.preemption import PREEMPTION_MODES
 from pbench.engine.reservation import reservation_for
@@ -28,6 +29,7 @@ class EngineConfig:
     max_running: int = 256  # sequences that hold KV at once, at most
     is_prefill_chunked: bool = True  # a prompt may be computed over several steps
     is_prefix_cached: bool = True  # paged only
+    eviction: str = "lru"  # one of EVICTION_POLICIES: which cached block goes first; paged only
     preemption: str = "recompute"  # one of PREEMPTION_MODES: what happens to a request that must make room; paged only
     host_kv_memory_bytes: int = 0  # host memory for swapped blocks
     dtype: str = "float32"  # "float32" | "bfloat16" | "float16"
@@ -46,6 +48,8 @@ class EngineConfig:
         for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.eviction not in EVICTION_POLICIES:
+            raise ConfigError(f"eviction policy {self.eviction!r} is unknown; known: {', '.join(EVICTION_POLICIES)}")
         if self.preemption not in PREEMPTION_MODES:
             raise ConfigError(f"preemption {self.preemption!r} is unknown; known: {', '.join(PREEMPTION_MODES)}")
         if self.memory == "paged" and self.preemption != "recompute" and self.num_host_blocks < 1:

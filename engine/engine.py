@@ -38,6 +38,7 @@ def make_memory(config: EngineConfig) -> KVMemory:
             config.block_size,
             is_prefix_cached=config.is_prefix_cached,
             num_host_blocks=config.num_host_blocks,
+            eviction=config.eviction,
         )
     if config.memory == "contiguous:pow2":
         return BuddyMemory(config.num_slots)

@@ -1,16 +1,17 @@
-"""Which cached block to give up when a new one is needed."""
+"""Which cached blocks to give up when new ones are needed."""
 
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 
 class EvictionPolicy(Protocol):
-    """Keeps the cached blocks that nobody holds, and says which goes first."""
+    """Keeps the cached blocks that nobody holds, and says which go first."""
 
-    def register(self, block_id: int) -> None:
-        """Note that the cache has just learnt the content of a block, which somebody holds."""
+    def register(self, block_ids: list[int]) -> None:
+        """Note that the cache has just learnt what these blocks hold; somebody holds them."""
         ...
 
     def add(self, block_id: int) -> None:
@@ -21,8 +22,8 @@ class EvictionPolicy(Protocol):
         """Let a block go that somebody holds again, or that is forgotten."""
         ...
 
-    def pop(self) -> int:
-        """Let the block go that is to be evicted."""
+    def pop(self, count: int) -> list[int]:
+        """Let the ``count`` blocks go that are to be evicted; there are as many."""
         ...
 
     def __len__(self) -> int:
@@ -39,12 +40,12 @@ class EvictionPolicy(Protocol):
 
 
 class LeastRecentlyUsed:
-    """Evicts the block that was released longest ago. O(1)."""
+    """Evicts what was released longest ago. O(1) for a block."""
 
     def __init__(self) -> None:
         self._block_ids: OrderedDict[int, None] = OrderedDict()
 
-    def register(self, block_id: int) -> None:
+    def register(self, block_ids: list[int]) -> None:
         """See ``EvictionPolicy``: when a block was learnt does not matter."""
 
     def add(self, block_id: int) -> None:
@@ -55,9 +56,12 @@ class LeastRecentlyUsed:
         """See ``EvictionPolicy``."""
         del self._block_ids[block_id]
 
-    def pop(self) -> int:
+    def pop(self, count: int) -> list[int]:
         """See ``EvictionPolicy``."""
-        return self._block_ids.popitem(last=False)[0]
+        block_ids = list(islice(self._block_ids, count))
+        for block_id in block_ids:
+            del self._block_ids[block_id]
+        return block_ids
 
     def __len__(self) -> int:
         return len(self._block_ids)
@@ -70,38 +74,41 @@ class LeastRecentlyUsed:
 
 
 class FirstInFirstOut:
-    """Evicts the block whose content was learnt longest ago, however often it was used since. O(log n)."""
+    """Evicts what the cache learnt longest ago, however often it was used since. O(log n) for a block."""
 
     def __init__(self) -> None:
         self._num_registered = 0
-        self._age: dict[int, int] = {}  # of every block whose content is known: the smaller, the older
+        self._age: dict[int, int] = {}  # of every block that was ever learnt: the smaller, the older
         self._block_ids: set[int] = set()
-        self._heap: list[tuple[int, int]] = []  # (age, block), with entries that no longer hold
+        self._heap: list[tuple[int, int]] = []  # (age, block); some entries no longer hold
 
-    def register(self, block_id: int) -> None:
+    def register(self, block_ids: list[int]) -> None:
         """See ``EvictionPolicy``."""
-        self._age[block_id] = self._num_registered
-        self._num_registered += 1
+        for block_id in block_ids:
+            self._age[block_id] = self._num_registered
+            self._num_registered += 1
 
     def add(self, block_id: int) -> None:
         """See ``EvictionPolicy``."""
         self._block_ids.add(block_id)
         heapq.heappush(self._heap, (self._age[block_id], block_id))
-
-    def remove(self, block_id: int) -> None:
-        """See ``EvictionPolicy``. Its heap entry stays, and is passed over later."""
-        self._block_ids.remove(block_id)
         if len(self._heap) > 2 * len(self._block_ids) + 64:
             self._heap = [(self._age[block_id], block_id) for block_id in self._block_ids]
             heapq.heapify(self._heap)
 
-    def pop(self) -> int:
+    def remove(self, block_id: int) -> None:
+        """See ``EvictionPolicy``. Its heap entry stays, and is passed over later."""
+        self._block_ids.remove(block_id)
+
+    def pop(self, count: int) -> list[int]:
         """See ``EvictionPolicy``."""
-        while True:
+        block_ids: list[int] = []
+        while len(block_ids) < count:
             age, block_id = heapq.heappop(self._heap)
             if block_id in self._block_ids and self._age[block_id] == age:
                 self._block_ids.remove(block_id)
-                return block_id
+                block_ids.append(block_id)
+        return block_ids
 
     def __len__(self) -> int:
         return len(self._block_ids)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pbench.engine.block_pool import BlockPool, num_blocks_for
+from pbench.engine.eviction import EVICTION_POLICIES
 from pbench.engine.memory import MemoryCounters
 from pbench.engine.plan import Swaps
 from pbench.engine.records import KVUsage
@@ -15,7 +16,10 @@ from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
 from pbench.engine.swap_space import SwapSpace
 
-_ROOT_DIGEST = b""
+
+def _root_digest(salt: str) -> bytes:
+    """What the first block's digest is chained to: requests with different salts never share a block."""
+    return hashlib.sha256(salt.encode()).digest()
 
 
 class _Table:
@@ -49,18 +53,20 @@ class PagedMemory:
         is_prefix_cached: bool = True,
         watermark: float = 0.01,
         num_host_blocks: int = 0,
+        eviction: str = "lru",
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_slots = num_blocks * block_size
         self.is_prefix_cached = is_prefix_cached
         self.num_host_blocks = num_host_blocks
+        self.eviction = eviction  # one of EVICTION_POLICIES
         self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission whatever runs
         self.reset()
 
     def reset(self) -> None:
         """See ``KVMemory.reset``."""
-        self._pool = BlockPool(self.num_blocks)
+        self._pool = BlockPool(self.num_blocks, EVICTION_POLICIES[self.eviction]())
         self._tables: dict[int, _Table] = {}
         self._sequences: dict[int, Sequence] = {}
         self._memo: tuple[int, list[bytes]] = (-1, [])  # digests of the sequence whose admission was tried last
@@ -334,7 +340,7 @@ class PagedMemory:
         tokens = seq.token_ids[len(digests) * self.block_size : num_blocks * self.block_size]
         num_bytes = self.block_size * tokens.itemsize
         content = tokens.tobytes()
-        digest = digests[-1] if digests else _ROOT_DIGEST
+        digest = digests[-1] if digests else _root_digest(seq.request.cache_salt)
         for start in range(0, len(content), num_bytes):
             digest = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
             digests.append(digest)

@@ -34,6 +34,7 @@ class RunOptions:
     limit: int | None = None  # 0: all
     seed: int = 0
     threads: int | None = None
+    eviction: str = "lru"
     preemption: str = "recompute"
     host_memory: str | None = None
     arrivals: str | None = None
@@ -221,6 +222,7 @@ def _engine_options(
         max_running=max_running,
         is_prefill_chunked=not options.no_chunked_prefill,
         is_prefix_cached=not options.no_prefix_cache,
+        eviction=options.eviction,
         preemption=options.preemption,
         host_kv_memory_bytes=host_kv_memory_bytes,
         dtype=dtype,

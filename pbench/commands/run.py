@@ -53,6 +53,13 @@ EXIT_INTERRUPTED = 130
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workload, its prompts and random weights.")
 @click.option(
+    "--eviction",
+    type=click.Choice(["lru", "fifo"]),
+    default="lru",
+    show_default=True,
+    help="Which cached block the prefix cache gives up first.",
+)
+@click.option(
     "--preemption",
     type=click.Choice(["recompute", "swap", "auto"]),
     default="recompute",

@@ -280,6 +280,11 @@ class SwappingMachine(PagedMachine):
         super().teardown()
 
 
+class FifoMachine(PagedMachine):
+    def make_memory(self) -> KVMemory:
+        return PagedMemory(num_blocks=14, block_size=4, watermark=0.1, eviction="fifo")
+
+
 class UncachedMachine(MemoryMachine):
     slots_per_entry = 4
 
@@ -331,12 +336,13 @@ class StaticMachine(MemoryMachine):
 _SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 TestPaged = PagedMachine.TestCase
 TestSwapping = SwappingMachine.TestCase
+TestFifo = FifoMachine.TestCase
 TestUncached = UncachedMachine.TestCase
 TestContiguous = ContiguousMachine.TestCase
 TestOracle = OracleMachine.TestCase
 TestBuddy = BuddyMachine.TestCase
 TestStatic = StaticMachine.TestCase
-for case in (TestPaged, TestSwapping, TestUncached, TestContiguous, TestOracle, TestBuddy, TestStatic):
+for case in (TestPaged, TestFifo, TestSwapping, TestUncached, TestContiguous, TestOracle, TestBuddy, TestStatic):
     case.settings = _SETTINGS
 
 

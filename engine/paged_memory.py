@@ -208,9 +208,9 @@ class PagedMemory:
         for block_id in cached:
             pool.acquire(block_id)
         block_by_host: dict[int, int] = {}
-        for host_id, block_id in found.items():
-            if block_id is None:
-                (block_id,) = pool.allocate(1)
+        for host_id, found_id in found.items():
+            block_id = pool.allocate(1)[0] if found_id is None else found_id
+            if found_id is None:
                 self._pending_swaps_in[block_id] = host_id
                 if host_id in digest_by_host:
                     pool.register([block_id], [digest_by_host[host_id]])

@@ -35,5 +35,5 @@ class Request:
     request_id: int
     prompt_token_ids: list[int]
     sampling: SamplingParams
-    cache_salt: str = ""  # prefixes are shared between requests of one salt only, so that no tenant can probe another
     arrival_ns: int = field(default=0)  # when it was meant to arrive, on the clock of time.monotonic_ns()
+    cache_salt: str = ""  # prefixes are shared between requests of one salt only, so that no tenant can probe another

@@ -5,7 +5,7 @@ that from what the device counts. The parts sum to the peak exactly; what nobody
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,10 +33,10 @@ def account_memory(known: Mapping[str, int], device: "pd.DataFrame") -> dict[str
         Bytes by the keys of ``PART_HELP`` and "peak", of which the others are the parts. Empty without samples.
     """
     column = "device_used_bytes" if device["device_used_bytes"].notna().any() else "process_rss_bytes"
-    used = device[column].dropna()
-    if used.empty:
+    device = device[device[column].notna()]
+    if device.empty:
         return {}
-    row: Any = device.loc[used.idxmax()]
+    row = device.iloc[int(device[column].argmax())]
     parts = {name: int(known.get(name, 0)) for name in KNOWN_PARTS}
     explained = sum(parts.values())
     if column == "device_used_bytes" and device["torch_reserved_bytes"].notna().any():

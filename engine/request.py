@@ -1,5 +1,6 @@
 """What a user sends to the engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pbench.engine.beam_search import EarlyStopping
@@ -33,7 +34,7 @@ class Request:
     """A prompt and what is wanted of it."""
 
     request_id: int
-    prompt_token_ids: list[int]
+    prompt_token_ids: Sequence[int]
     sampling: SamplingParams
     arrival_ns: int = field(default=0)  # when it was meant to arrive, on the clock of time.monotonic_ns()
     cache_salt: str = ""  # prefixes are shared between requests of one salt only, so that no tenant can probe another

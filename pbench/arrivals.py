@@ -2,13 +2,14 @@
 
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pbench.engine.request import Request, SamplingParams
 
 if TYPE_CHECKING:
+    from pbench.workloads.request import WorkloadRequest
     from pbench.workloads.workload import Workload
 
 
@@ -23,14 +24,32 @@ class PreparedRequest:
 
     def at(self, arrival_ns: int) -> Request:
         """The engine's request, meant to arrive at ``arrival_ns`` of the monotonic clock."""
-        return Request(self.request_id, self.prompt_token_ids.tolist(), self.sampling, arrival_ns)
+        return Request(self.request_id, self.prompt_token_ids, self.sampling, arrival_ns)
 
 
-def prepare(workload: "Workload", vocab_size: int) -> list[PreparedRequest]:
-    """Make all prompts, so that making them takes no time from the measured run.
+def sampling_params(request: "WorkloadRequest", seed: int) -> SamplingParams:
+    """How the engine chooses a request's tokens: greedily, but several samples of one prompt are to differ.
 
     Sequences end after exactly their recorded number of tokens: no token ends them earlier.
     """
+    return SamplingParams(
+        max_tokens=request.output_length, temperature=1.0 if request.n > 1 else 0.0, seed=seed, n=request.n
+    )
+
+
+class Offer(Protocol):
+    """A request that can be offered."""
+
+    @property
+    def arrival_ns(self) -> int:
+        """When it is due, after the start."""
+
+    def at(self, arrival_ns: int) -> Request:
+        """The engine's request, meant to arrive at ``arrival_ns`` of the engine's clock."""
+
+
+def prepare(workload: "Workload", vocab_size: int) -> list[PreparedRequest]:
+    """Make all prompts, so that making them takes no time from the measured run."""
     from pbench.workloads.tokens import prompt_token_ids
 
     return [
@@ -38,7 +57,7 @@ def prepare(workload: "Workload", vocab_size: int) -> list[PreparedRequest]:
             request_id=request.request_id,
             arrival_ns=round(request.arrival_s * 1e9),
             prompt_token_ids=array("i", prompt_token_ids(request, vocab_size=vocab_size, seed=workload.seed)),
-            sampling=SamplingParams(max_tokens=request.output_length, seed=workload.seed, n=request.n),
+            sampling=sampling_params(request, workload.seed),
         )
         for request in workload.requests
     ]
@@ -51,7 +70,7 @@ class Arrivals:
     Closed loop: a request is due as soon as fewer than ``concurrency`` are in the engine.
     """
 
-    def __init__(self, requests: list[PreparedRequest], start_ns: int, concurrency: int | None = None) -> None:
+    def __init__(self, requests: Iterable[Offer], start_ns: int, concurrency: int | None = None) -> None:
         self._requests = deque(requests)
         self._start_ns = start_ns
         self._concurrency = concurrency

@@ -12,6 +12,8 @@ from pbench.version import __version__
 
 _COMMANDS = {
     "env": "pbench.commands.env:env",
+    "memory-bench": "pbench.commands.memory_bench:memory_bench",
+    "paper": "pbench.commands.paper:paper",
     "report": "pbench.commands.report:report",
     "run": "pbench.commands.run:run",
     "simulate": "pbench.commands.simulate:simulate",

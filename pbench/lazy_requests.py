@@ -3,12 +3,12 @@
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from pbench.arrivals import Arrivals, PreparedRequest
-from pbench.engine.request import Request, SamplingParams
+from pbench.arrivals import Arrivals, sampling_params
+from pbench.engine.request import Request
 from pbench.workloads.request import Segment, WorkloadRequest
-from pbench.workloads.tokens import _token_run, prompt_token_ids
+from pbench.workloads.tokens import prompt_token_ids, token_run
 
 if TYPE_CHECKING:
     from pbench.workloads.workload import Workload
@@ -45,7 +45,7 @@ class PromptMaker:
             self._runs.move_to_end(segment)
             return run
         run = array("i")
-        run.frombytes(_token_run(self._seed, segment.key, segment.length, self._vocab_size).tobytes())
+        run.frombytes(token_run(self._seed, segment.key, segment.length, self._vocab_size).tobytes())
         self._runs[segment] = run
         self._num_spare -= len(run)
         while self._num_spare < 0:
@@ -68,9 +68,8 @@ class LazyRequest:
         request = self.workload.requests[self.request_id]
         return Request(
             request_id=self.request_id,
-            # Packed, where the declared type is a list: the engine asks for a sequence of integers only.
-            prompt_token_ids=cast("list[int]", self.prompts.make(request)),
-            sampling=SamplingParams(max_tokens=request.output_length, seed=self.workload.seed, n=request.n),
+            prompt_token_ids=self.prompts.make(request),
+            sampling=sampling_params(request, self.workload.seed),
             arrival_ns=arrival_ns,
         )
 
@@ -82,4 +81,4 @@ def lazy_arrivals(workload: "Workload", vocab_size: int) -> Arrivals:
         LazyRequest(workload, prompts, request_id, arrival_ns)
         for request_id, arrival_ns in enumerate(workload.requests.arrival_ns.tolist())
     ]
-    return Arrivals(cast("list[PreparedRequest]", requests), 0, workload.concurrency)
+    return Arrivals(requests, 0, workload.concurrency)

@@ -4,11 +4,13 @@ Kwon et al., SOSP 2023, section 6.1: "We implement our own version of Orca and a
 algorithm to determine the physical address to store KV cache", with three rules: Max, Pow2 and Oracle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pbench.engine.buddy import BuddyAllocator, next_power_of_two
 from pbench.engine.contiguous_memory import ContiguousMemory
+from pbench.engine.records import KVUsage
 from pbench.engine.reservation import Reservation, ReserveFinal, ReserveMax
+from pbench.engine.sequence import Sequence
 
 
 class RoundingBuddyAllocator(BuddyAllocator):
@@ -59,7 +61,7 @@ class ReserveOutputPowerOfTwo:
 
 
 class OrcaMemory(ContiguousMemory):
-    """A ``KVMemory`` of Orca: ``ContiguousMemory`` over buddies."""
+    """A ``KVMemory`` that lays its reservations out with buddies."""
 
     def __init__(self, num_slots: int, reservation: Reservation) -> None:
         super().__init__(num_slots, reservation)
@@ -69,10 +71,11 @@ class OrcaMemory(ContiguousMemory):
         super().reset()
         self._allocator = self._buddies = RoundingBuddyAllocator(self.num_slots)
 
-    @property
-    def num_rounded_slots(self) -> int:
-        """Slots that the buddies added to reservations: internal here, external fragmentation in the paper."""
-        return self._buddies.num_rounded
+    def usage(self, head: Sequence | None) -> KVUsage:
+        """See ``KVMemory.usage``, but what the buddies round up is external, as the paper counts it."""
+        usage = super().usage(head)
+        num_rounded = self._buddies.num_rounded
+        return replace(usage, internal=usage.internal - num_rounded, external=usage.external + num_rounded)
 
 
 def orca_memory(rule: str, num_slots: int, max_length: int) -> OrcaMemory:

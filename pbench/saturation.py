@@ -23,7 +23,7 @@ class Saturation:
     reserved_pct: float
     internal_pct: float
     unusable_pct: float  # external and free: held by nobody, and too little or too scattered for who waits
-    saved_pct: float  # token slots that sharing saves, share of those needed without it
+    saved_pct: float  # slots that sharing saves, share of those that would be held without it
     mean_running: float  # requests
     num_steps: int
     num_preemptions: int
@@ -82,7 +82,7 @@ def saturate(memory: KVMemory, config: EngineConfig, requests: Iterable[Request]
         reserved_pct=100 * reserved / slots_ns,
         internal_pct=100 * internal / slots_ns,
         unusable_pct=100 * unusable / slots_ns,
-        saved_pct=100 * saved / (token_state + saved),
+        saved_pct=100 * saved / (token_state + reserved + internal + saved),
         mean_running=running / total_ns,
         num_steps=num_steps,
         num_preemptions=num_preemptions,

@@ -130,7 +130,7 @@ def resolve(options: RunOptions) -> Settings:
     model_spec = options.model or defaults.model
     model = load_model_config(model_spec)
     model.check_runnable()
-    first = _engine_options(options, defaults, device, specs[0], model_spec, model)
+    first = engine_options(options, defaults, device, specs[0], model_spec, model)
     engines = tuple(first.of(spec) for spec in specs)
     configs = [engine.config() for engine in engines]
     is_limit_default = options.limit is None and options.sample is None and defaults.limit is not None
@@ -147,7 +147,7 @@ def resolve(options: RunOptions) -> Settings:
     )
     workload = choice.load()
     for config in configs:
-        _check_fits(config, workload)
+        check_fits(config, workload)
     return Settings(choice, workload, engines, is_limit_default)
 
 
@@ -196,9 +196,10 @@ def run_id(created: datetime, name: str) -> str:
     return f"{created:%Y%m%dT%H%M%SZ}-{name}"
 
 
-def _engine_options(
+def engine_options(
     options: RunOptions, defaults: RunDefaults, device: str, memory: str, model_spec: str, model: ModelConfig
 ) -> EngineOptions:
+    """What an engine with ``memory`` is to do: what was asked for, and the defaults for the rest."""
     dtype = options.dtype or defaults.dtype
     kv_memory_bytes = defaults.kv_memory_bytes
     if options.kv_memory is not None:
@@ -238,7 +239,13 @@ def _whole_blocks(kv_memory_bytes: int, block_bytes: int) -> int:
     return kv_memory_bytes // block_bytes * block_bytes or kv_memory_bytes
 
 
-def _check_fits(config: EngineConfig, workload: "Workload") -> None:
+def check_fits(config: EngineConfig, workload: "Workload") -> None:
+    """Refuse a configuration in which some request of the workload could never run.
+
+    Raises:
+        ConfigError: the pool is too small; the message names the smallest that would do.
+        UsageError: a request has more samples than sequences may run.
+    """
     requests = workload.requests
     shapes = set(zip(requests.input_length.tolist(), requests.output_length.tolist(), requests.n.tolist(), strict=True))
     config.check_pool(*max(shapes, key=lambda shape: config.num_slots_for(*shape)))

@@ -10,7 +10,7 @@ from pbench.engine.model_config import DTYPE_BYTES, load_model_config
 from pbench.engine.roofline import ModelCost, Speed
 from pbench.errors import UsageError
 from pbench.job import EngineOptions, WorkloadChoice
-from pbench.settings import DEFAULT_ENGINES, RunOptions, Settings, _check_fits, _engine_options
+from pbench.settings import DEFAULT_ENGINES, RunOptions, Settings, check_fits, engine_options
 from pbench.units import format_bytes, parse_bytes, printable
 
 DEFAULT_MODEL = "llama-8b"
@@ -87,7 +87,7 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
     configs = [engine.config() for group in engines for engine in group]
     workload = choice.load()
     for config in configs:
-        _check_fits(config, workload)
+        check_fits(config, workload)
     return SimulationSettings(
         sizes=tuple(Settings(choice, workload, group, is_limit_default=False) for group in engines),
         is_sweep=options.capacity_sweep is not None,
@@ -157,5 +157,5 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
         no_cuda_graphs=True,
     )
     device = f"simulated {options.gpu}"
-    first = _engine_options(run_options, GPU_DEFAULTS, device, specs[0], options.model, model)
+    first = engine_options(run_options, GPU_DEFAULTS, device, specs[0], options.model, model)
     return tuple(first.of(spec) for spec in specs)

@@ -41,11 +41,14 @@ def ideal_hits(
     ]
 
 
+# Below, hits need not be counted from the front: whatever uses a block uses those before it first, so a block is never
+# in the cache when one before it is not, nor stays there when that one comes back.
+
+
 def _unlimited_hits(prompts: Sequence[PromptBlocks]) -> int:
     seen: set[int] = set()
     num_hits = 0
     for prompt in prompts:
-        # A block is seen only after those before it, so hits need not be counted from the front.
         num_hits += len(seen.intersection(prompt.names))
         seen.update(prompt.names)
     return num_hits
@@ -55,14 +58,12 @@ def _lru_hits(prompts: Sequence[PromptBlocks], capacity: int) -> int:
     cache: OrderedDict[int, None] = OrderedDict()
     num_hits = 0
     for prompt in prompts:
-        is_hit = True
         for names in (prompt.names, prompt.own_names):
             for name in names:
                 if name in cache:
                     cache.move_to_end(name)
-                    num_hits += is_hit
+                    num_hits += 1
                 else:
-                    is_hit = False
                     cache[name] = None
                     if len(cache) > capacity:
                         cache.popitem(last=False)

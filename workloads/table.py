@@ -118,26 +118,29 @@ class RequestTableBuilder:
 
     def build(self, chosen: npt.NDArray[np.int64] | None = None) -> RequestTable:
         """Freeze the rows, or the ``chosen`` ones (indices, rising), with recorded times and canonical keys."""
-        rows = np.arange(len(self)) if chosen is None else chosen
+        rows: Int64s | slice = slice(None) if chosen is None else chosen  # a slice takes no memory
         lengths = np.asarray(self._lengths).reshape(-1, 3)[rows]
         segments, segment_starts = _chosen_parts(np.asarray(self._segment_ends), rows)
         tokens, token_starts = _chosen_parts(np.asarray(self._token_ends), rows)
         return RequestTable(
-            arrival_ns=np.asarray(self._arrival_ns)[rows],
+            arrival_ns=np.asarray(self._arrival_ns)[rows].copy(),
             input_length=lengths[:, 0].copy(),
             output_length=lengths[:, 1].copy(),
             n=lengths[:, 2].copy(),
             segment_starts=segment_starts,
             segment_keys=_canonical_keys(np.asarray(self._segment_keys)[segments]),
-            segment_lengths=np.asarray(self._segment_lengths)[segments],
+            segment_lengths=np.asarray(self._segment_lengths)[segments].copy(),
             token_starts=token_starts,
-            token_ids=np.asarray(self._token_ids)[tokens],
+            token_ids=np.asarray(self._token_ids)[tokens].copy(),
         )
 
 
-def _chosen_parts(ends: Int64s, rows: Int64s) -> tuple[Int64s, Int64s]:
+def _chosen_parts(ends: Int64s, rows: Int64s | slice) -> tuple[Int64s | slice, Int64s]:
     """Indices of the parts of the chosen rows, one row after the other, and where each row's parts then start."""
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])[:-1] if len(ends) else ends
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), ends])
+    if isinstance(rows, slice):
+        return rows, starts
+    starts = starts[:-1]
     counts = (ends - starts)[rows]
     new_starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
     parts = np.arange(new_starts[-1]) + np.repeat(starts[rows] - new_starts[:-1], counts)
@@ -149,6 +152,8 @@ def _canonical_keys(keys: Int64s) -> Int64s:
     if len(keys) == 0:
         return keys.copy()
     is_private = keys == PRIVATE
+    if is_private.all():
+        return np.arange(len(keys))
     names = np.where(is_private, -2 - np.arange(len(keys)), keys)  # keys of sources are not negative
     _, first, names_index = np.unique(names, return_index=True, return_inverse=True)
     number = np.empty(len(first), dtype=np.int64)

@@ -31,12 +31,13 @@ def prompt_token_ids(request: WorkloadRequest, *, vocab_size: int, seed: int) ->
         return list(request.prompt_token_ids)
     token_ids: list[int] = []
     for key, length in request.segments:
-        token_ids += _token_run(seed, key, length, vocab_size).tolist()
+        token_ids += token_run(seed, key, length, vocab_size).tolist()
     return token_ids
 
 
 @lru_cache(maxsize=_NUM_CACHED_RUNS)
-def _token_run(seed: int, key: int, length: int, vocab_size: int) -> npt.NDArray[np.int32]:
+def token_run(seed: int, key: int, length: int, vocab_size: int) -> npt.NDArray[np.int32]:
+    """The first ``length`` token ids of the stream named by (seed, key). Shape (length,), int32, read-only."""
     run = Stream(seed, f"tokens/{key}").integers(length, 0, vocab_size - 1).astype(np.int32)
     run.setflags(write=False)  # shared by all who ask
     return run

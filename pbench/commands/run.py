@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 
 
-@click.command()
+# The \b keeps click from filling the lines.
+_EXIT_CODES = """\b
+Exit codes:
+  0    every engine played the whole workload
+  1    an engine failed; what it measured is kept
+  2    these options cannot work; nothing was started
+  130  interrupted; what was measured is kept"""
+
+
+@click.command(epilog=_EXIT_CODES)
 @click.option("--workload", required=True, metavar="NAME|FILE", help="A built-in workload, or a file of requests.")
 @click.option(
     "--engine",
@@ -113,17 +122,10 @@ EXIT_INTERRUPTED = 130
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:
-    r"""Run one workload through a paged engine and a contiguous baseline, and compare them.
+    """Run one workload through a paged engine and a contiguous baseline, and compare them.
 
     Every engine runs in a fresh process with a pool of the same size. What is measured is written to the run folder
     while it is measured; Ctrl-C keeps it.
-
-    \b
-    Exit codes:
-      0    every engine played the whole workload
-      1    an engine failed; what it measured is kept
-      2    these options cannot work; nothing was started
-      130  interrupted; what was measured is kept
     """
     from rich.console import Console
 

@@ -147,10 +147,10 @@ def test_ideal_hits_are_as_defined(
     assert {hits.num_blocks for hits in found} == {num_blocks}
 
 
-def test_a_cache_hits_no_block_after_one_that_missed() -> None:
+def test_a_block_that_is_evicted_takes_those_after_it_along() -> None:
     prompts = [[(1, 4), (2, 4)], [(3, 4)], [(1, 4), (2, 4)]]
     (two, three) = ideal_hits(table(prompts), block_size=4, capacities=[2, 3], is_partial_counted=True)
-    assert two.num_hits == 0  # the first block was evicted, the second is still there
+    assert two.num_hits == 0  # the first block was evicted, and comes back in the place of the second
     assert three.num_hits == 2
 
 

@@ -58,6 +58,7 @@ def fault(write: Write, content: str | bytes, **options: object) -> str:
         (mooncake(timestamp=float("inf")), 2, "timestamp", "is inf, outside"),
         (mooncake(timestamp=-1), 2, "timestamp", "is -1, outside"),
         (mooncake(timestamp="5"), 2, "timestamp", "is '5', not a number"),
+        (mooncake(timestamp=True), 2, "timestamp", "is True, not a number"),
         (mooncake(timestamp=4), 2, "timestamp", "before the row above; sort the rows by time"),
         (mooncake(hash_ids=[1]), 2, "hash_ids", "has 1 hashes; a prompt of 600 tokens has 2, one for every 512"),
         (mooncake(hash_ids=[1, 2, 3]), 2, "hash_ids", "has 3 hashes; a prompt of 600 tokens has 2, one for every 512"),
@@ -138,6 +139,17 @@ def test_a_bad_field_is_named_with_its_line(write: Write, content: str, line: in
 )
 def test_a_damaged_file_is_named_with_the_place(write: Write, content: str | bytes, problem: str) -> None:
     assert problem in fault(write, content)
+
+
+@pytest.mark.parametrize("is_zipped", [False, True], ids=["plain", "gzip"])
+def test_lines_are_counted_across_megabytes(write: Write, is_zipped: bool) -> None:
+    """Text is read by the megabyte where rows are no lines; the fault stands far behind the first."""
+    item = SHAREGPT[1:]
+    start = "[" + item * 20_000
+    assert len(start) > 1_500_000
+    cut_off = start.encode() + b"\xff"
+    data = gzip.compress(cut_off, mtime=0) if is_zipped else cut_off
+    assert fault(write, data).startswith(", line 20001: not UTF-8 text")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

@@ -32,8 +32,13 @@ def sampling_params(request: "WorkloadRequest", seed: int) -> SamplingParams:
 
     Sequences end after exactly their recorded number of tokens: no token ends them earlier.
     """
+    is_sampled = request.n > 1 and request.beam_width == 1
     return SamplingParams(
-        max_tokens=request.output_length, temperature=1.0 if request.n > 1 else 0.0, seed=seed, n=request.n
+        max_tokens=request.output_length,
+        temperature=1.0 if is_sampled else 0.0,
+        seed=seed,
+        n=request.n,
+        beam_width=request.beam_width,
     )
 
 

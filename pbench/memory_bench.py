@@ -6,8 +6,8 @@ timed, in all pools in turns, and the fastest of several repeats counts. There a
     fresh   sequence after sequence: blocks that are held together lie together
     aged    all sequences grow by a block in turns: every block of a sequence lies elsewhere, and what is free too
 
-The same operations run in both. In an aged pool each block that is touched is a cache miss as soon as the bookkeeping of
-the pool is larger than the processor's caches, whatever the algorithm: a fresh pool shows what the algorithm costs.
+The same operations run in both. In an aged pool every block that is touched is a cache miss as soon as the pool's
+bookkeeping outgrows the processor's caches, whatever the algorithm: a fresh pool shows what the algorithm costs.
 """
 
 import gc

@@ -247,13 +247,19 @@ def check_fits(config: EngineConfig, workload: "Workload") -> None:
         UsageError: a request has more samples than sequences may run.
     """
     requests = workload.requests
-    shapes = set(zip(requests.input_length.tolist(), requests.output_length.tolist(), requests.n.tolist(), strict=True))
+    num_sequences = requests.num_sequences.tolist()
+    shapes = set(zip(requests.input_length.tolist(), requests.output_length.tolist(), num_sequences, strict=True))
+    if config.memory != "paged" and int(requests.beam_width.max()) > 1:
+        raise UsageError(
+            f"workload {printable(workload.name)} wants beam search, which {config.memory} cannot do: its sequences"
+            " cannot share; use --engine paged"
+        )
     config.check_pool(*max(shapes, key=lambda shape: config.num_slots_for(*shape)))
-    most_samples = int(requests.n.max())
+    most_samples = max(num_sequences)
     if most_samples > config.max_running:
         raise UsageError(
-            f"workload {printable(workload.name)} asks for {most_samples} samples of a request, more than"
-            f" --max-running {config.max_running} sequences"
+            f"workload {printable(workload.name)} asks for {most_samples} sequences of a request at once, more than"
+            f" --max-running {config.max_running}"
         )
 
 

@@ -21,4 +21,5 @@ class WorkloadRequest:
     output_length: int  # tokens to generate, for each of the n samples
     segments: tuple[Segment, ...]  # lengths sum to input_length; () when prompt_token_ids is given
     prompt_token_ids: tuple[int, ...] | None = None
-    n: int = 1  # samples of one prompt
+    n: int = 1  # samples of one prompt, or hypotheses that are wanted of its beam search
+    beam_width: int = 1  # more than 1: beam search

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     segments: tuple[Segment, ...]
     prompt_token_ids: tuple[int, ...] | None = None
     n: int = 1
+    beam_width: int = 1
 
 
 def private_row(line: int, arrival_ns: int | None, input_length: int, output_length: int) -> Row:

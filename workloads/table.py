@@ -22,7 +22,7 @@ class RequestTable(Sequence[WorkloadRequest]):
 
     For N requests with S segments and T explicit token ids in all::
 
-        arrival_ns, input_length, output_length, n          (N,)
+        arrival_ns, input_length, output_length, n, beam_width   (N,)
         segment_starts, token_starts                        (N + 1,)  request i has starts[i] .. starts[i + 1]
         segment_keys, segment_lengths                       (S,)
         token_ids                                           (T,)
@@ -35,6 +35,7 @@ class RequestTable(Sequence[WorkloadRequest]):
     input_length: Int32s
     output_length: Int32s
     n: Int32s
+    beam_width: Int32s
     segment_starts: Int64s
     segment_keys: Int64s
     segment_lengths: Int32s
@@ -43,6 +44,11 @@ class RequestTable(Sequence[WorkloadRequest]):
 
     def __len__(self) -> int:
         return len(self.arrival_ns)
+
+    @property
+    def num_sequences(self) -> Int32s:
+        """Sequences that each request has at once, at most: its samples, or its beams. Shape (N,)."""
+        return np.where(self.beam_width > 1, self.beam_width, self.n)
 
     @overload
     def __getitem__(self, index: int) -> WorkloadRequest: ...
@@ -65,6 +71,7 @@ class RequestTable(Sequence[WorkloadRequest]):
             segments=tuple(map(Segment, keys, lengths)),
             prompt_token_ids=tuple(self.token_ids[start_token:end_token].tolist()) or None,
             n=int(self.n[index]),
+            beam_width=int(self.beam_width[index]),
         )
 
     def __iter__(self) -> Iterator[WorkloadRequest]:
@@ -93,7 +100,7 @@ class RequestTableBuilder:
     def __init__(self) -> None:
         self.has_times = True  # every row so far came with a recorded time
         self._arrival_ns = array("q")
-        self._lengths = array("i")  # input, output, n; three a row
+        self._lengths = array("i")  # input, output, n, beam width; four a row
         self._segment_ends = array("q")
         self._segment_keys = array("q")
         self._segment_lengths = array("i")
@@ -107,7 +114,7 @@ class RequestTableBuilder:
         """Add one row; rows come in order of arrival."""
         self.has_times = self.has_times and row.arrival_ns is not None
         self._arrival_ns.append(row.arrival_ns or 0)
-        self._lengths.extend((row.input_length, row.output_length, row.n))
+        self._lengths.extend((row.input_length, row.output_length, row.n, row.beam_width))
         for key, length in row.segments:
             self._segment_keys.append(key)
             self._segment_lengths.append(length)
@@ -119,7 +126,7 @@ class RequestTableBuilder:
     def build(self, chosen: npt.NDArray[np.int64] | None = None) -> RequestTable:
         """Freeze the rows, or the ``chosen`` ones (indices, rising), with recorded times and canonical keys."""
         rows: Int64s | slice = slice(None) if chosen is None else chosen  # a slice takes no memory
-        lengths = np.asarray(self._lengths).reshape(-1, 3)[rows]
+        lengths = np.asarray(self._lengths).reshape(-1, 4)[rows]
         segments, segment_starts = _chosen_parts(np.asarray(self._segment_ends), rows)
         tokens, token_starts = _chosen_parts(np.asarray(self._token_ends), rows)
         return RequestTable(
@@ -127,6 +134,7 @@ class RequestTableBuilder:
             input_length=lengths[:, 0].copy(),
             output_length=lengths[:, 1].copy(),
             n=lengths[:, 2].copy(),
+            beam_width=lengths[:, 3].copy(),
             segment_starts=segment_starts,
             segment_keys=_canonical_keys(np.asarray(self._segment_keys)[segments]),
             segment_lengths=np.asarray(self._segment_lengths)[segments].copy(),

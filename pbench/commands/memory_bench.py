@@ -59,7 +59,7 @@ def memory_bench(
     """
     from rich.console import Console
 
-    from pbench.memory_bench import LAYOUTS, BenchPlan, bench_memory
+    from pbench.memory_bench import LAYOUTS, OPERATIONS, BenchPlan, bench_memory
 
     if list(pool_sizes) != sorted(set(pool_sizes)) or len(pool_sizes) < 2:
         raise UsageError(f"--pool {', '.join(map(str, pool_sizes))}: give two or more sizes, the smallest first")
@@ -70,6 +70,8 @@ def memory_bench(
     for layout in LAYOUTS:
         console.print(_table(layout, [cost for cost in costs if cost.layout == layout], plan))
         console.print()
+    for operation, meaning in OPERATIONS.items():
+        console.print(f"{operation}: {meaning}", style="dim")
     if out is not None:
         _write(out, plan, costs)
     over = [cost for cost in costs if cost.layout == "fresh" and cost.ratio > limit]
@@ -81,17 +83,14 @@ def memory_bench(
 def _table(layout: str, costs: Sequence["OperationCost"], plan: "BenchPlan") -> "Table":
     from rich.table import Table
 
-    from pbench.memory_bench import OPERATIONS
-
     table = Table(title=f"{layout} pools, ns per block", title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("operation", no_wrap=True)
     for size in plan.pool_sizes:
         table.add_column(f"{size:,} blocks", justify="right")
     table.add_column("ratio", justify="right")
-    table.add_column("what it does", style="dim")
     for cost in costs:
         shown = (f"{ns:,.1f}" for ns in cost.ns_per_block)
-        table.add_row(cost.operation, *shown, f"{cost.ratio:.2f}", OPERATIONS[cost.operation])
+        table.add_row(cost.operation, *shown, f"{cost.ratio:.2f}")
     return table
 
 

@@ -69,6 +69,8 @@ def fault(write: Write, content: str | bytes, **options: object) -> str:
         (mooncake(hash_ids={"1": 2}), 2, "hash_ids", "is {'1': 2}, not a list"),
         (native(input_length=10), 2, "output_length", "is missing (the row has 'input_length')"),
         (native(input_length=10, output_length=2, n=0), 2, "n", "is 0, outside 1..1024"),
+        (native(input_length=10, output_length=2, beam_width=0), 2, "beam_width", "is 0, outside 1..1024"),
+        (native(input_length=10, output_length=2, n=3, beam_width=2), 2, "n", "more hypotheses than the 2 beams"),
         (native(input_length=10, output_lenght=2), 2, "output_lenght", "is unknown; did you mean 'output_length'?"),
         (native(input_length=10, output_length=2, arrival_s=1), 2, "arrival_s", "is there, unlike in the rows before"),
         (native(input_length=2, output_length=2, prompt_token_ids=[1]), 2, "input_length", "prompt_token_ids has 1"),

@@ -84,6 +84,7 @@ def test_the_hash_depends_on_everything_that_is_played() -> None:
         (base[0], base[1]._replace(arrival_ns=8)),
         (base[0], base[1]._replace(output_length=8)),
         (base[0], base[1]._replace(n=2)),
+        (base[0], base[1]._replace(beam_width=2)),
         (base[0], row((0, 4), (1, 4), at_ns=9)),
         (base[0], row((0, 4), (2, 3), at_ns=9)),
         (base[0], row((0, 8), at_ns=9)),
@@ -96,7 +97,7 @@ def test_the_hash_depends_on_everything_that_is_played() -> None:
 
 def test_the_hash_never_changes() -> None:
     rows = (row((8, 3), (PRIVATE, 2), at_ns=5), row(ids=(4, 5), at_ns=6), row((8, 4), at_ns=7, n=3))
-    expected = "7aba2dcf1af08f813055ddf8d7c3528f05a2cc23b6a35311625d3ef05577730f"
+    expected = "24837834e392ee902e36ab242f34420f7017ed4faccc7c1b52a318f0eb1b5f7a"
     assert table(*rows).sha256(None) == expected
 
 

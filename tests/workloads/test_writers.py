@@ -21,7 +21,14 @@ SEGMENTS = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1
 ROWS = st.lists(
     st.one_of(
         st.fixed_dictionaries({"output_length": st.integers(1, 9), "input_length": st.integers(1, 99)}),
-        st.fixed_dictionaries({"output_length": st.integers(1, 9), "segments": SEGMENTS, "n": st.integers(1, 3)}),
+        st.fixed_dictionaries(
+            {
+                "output_length": st.integers(1, 9),
+                "segments": SEGMENTS,
+                "n": st.integers(1, 3),
+                "beam_width": st.sampled_from([1, 4]),
+            }
+        ),
         st.fixed_dictionaries(
             {"output_length": st.integers(1, 9), "prompt_token_ids": st.lists(st.integers(0, 9), min_size=1)}
         ),
@@ -124,7 +131,7 @@ def test_provenance_does_not_replace_what_the_reader_needs(write: Write) -> None
 def test_mooncakes_format_keeps_lengths_milliseconds_and_whole_shared_blocks(
     write: Write, rows: list[dict[str, object]], times_ns: list[int]
 ) -> None:
-    single = [{key: value for key, value in row.items() if key != "n"} for row in rows]
+    single = [{key: value for key, value in row.items() if key not in ("n", "beam_width")} for row in rows]
     long = [
         row | {"segments": [[key, 61 * n] for key, n in row["segments"]]} if "segments" in row else row
         for row in single
@@ -149,5 +156,5 @@ def test_a_mooncake_trace_written_again_is_the_same(small_files: dict[str, str],
 
 
 def test_several_samples_cannot_be_written_as_mooncakes() -> None:
-    with pytest.raises(WorkloadError, match="asks for up to 4 samples of a prompt"):
+    with pytest.raises(WorkloadError, match="asks for up to 4 samples or beams of a prompt"):
         next(mooncake_lines(load_workload("parallel-sampling")))

@@ -13,7 +13,7 @@ from pbench.workloads.builtin.lengths import (
 )
 from pbench.workloads.builtin.mixed import MIXED
 from pbench.workloads.builtin.prompting import AGENT_TOOLS, FEW_SHOT, RAG_LONG_CONTEXT
-from pbench.workloads.builtin.sampling import PARALLEL_SAMPLING
+from pbench.workloads.builtin.sampling import BEAM_SEARCH, PARALLEL_SAMPLING
 from pbench.workloads.definition import Definition
 
 BUILT_INS: tuple[Definition, ...] = (
@@ -26,6 +26,7 @@ BUILT_INS: tuple[Definition, ...] = (
     SUMMARISE,
     REASONING,
     PARALLEL_SAMPLING,
+    BEAM_SEARCH,
     SHAREGPT_LENGTHS,
     ALPACA_LENGTHS,
     UNIFORM,

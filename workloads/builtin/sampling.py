@@ -1,4 +1,4 @@
-"""Several samples of one prompt."""
+"""Several answers to one prompt: samples, or beams."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,19 @@ from pbench.workloads.parameters import Parameter
 from pbench.workloads.row import Row, private_row
 
 
-def _build(draw: Draw) -> Iterator[Row]:
+def _prompts(draw: Draw) -> Iterator[Row]:
     count = draw["num_requests"]
     lengths = zip(draw.lognormal_lengths("input", count), draw.lognormal_lengths("output", count), strict=True)
     for line, (input_length, output_length) in enumerate(lengths, start=1):
-        yield private_row(line, None, input_length, output_length)._replace(n=draw["samples"])
+        yield private_row(line, None, input_length, output_length)
+
+
+def _sampled(draw: Draw) -> Iterator[Row]:
+    return (row._replace(n=draw["samples"]) for row in _prompts(draw))
+
+
+def _searched(draw: Draw) -> Iterator[Row]:
+    return (row._replace(beam_width=draw["beam_width"]) for row in _prompts(draw))
 
 
 PARALLEL_SAMPLING = Definition(
@@ -24,5 +32,18 @@ PARALLEL_SAMPLING = Definition(
         *lognormal("input", 19.31, 0.5, 1024, "prompt"),
         *lognormal("output", 58.45, 0.9, 1024, "answer"),
     ),
-    build=_build,
+    build=_sampled,
+)
+
+BEAM_SEARCH = Definition(
+    name="beam-search",
+    description="beam search over each prompt: beams share blocks until they differ, and leave as others fork",
+    stands_for="beam search in PagedAttention (SOSP 2023), section 6.3: widths 2, 4 and 6, lengths of Alpaca",
+    parameters=(
+        num_requests(500),
+        Parameter("beam_width", 4, "beams of each prompt", 2, 64),
+        *lognormal("input", 19.31, 0.5, 1024, "prompt"),
+        *lognormal("output", 58.45, 0.9, 1024, "answer"),
+    ),
+    build=_searched,
 )

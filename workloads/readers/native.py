@@ -34,7 +34,16 @@ DEFAULT_HASH_BLOCK_SIZE = 16
 MAX_N = 1024
 
 HEADER = "pbench_workload"
-_FIELDS = ("arrival_s", "input_length", "output_length", "n", "prompt_token_ids", "prefix_hashes", "segments")
+_FIELDS = (
+    "arrival_s",
+    "input_length",
+    "output_length",
+    "n",
+    "beam_width",
+    "prompt_token_ids",
+    "prefix_hashes",
+    "segments",
+)
 _PROMPTS = ("prompt_token_ids", "prefix_hashes", "segments")
 
 
@@ -75,6 +84,9 @@ def _row(record: Record, hashes: PrefixHashes) -> Row:
             segments = _segments(record, input_length)
         else:
             segments = (Segment(PRIVATE, input_length),)
+    n, beam_width = (record.whole(name, 1, MAX_N) if name in record else 1 for name in ("n", "beam_width"))
+    if 1 < beam_width < n:
+        record.fault("n", f"is {n}, more hypotheses than the {beam_width} beams of beam_width")
     return Row(
         line=record.line,
         arrival_ns=record.time_ns("arrival_s", unit_ns=10**9) if "arrival_s" in record else None,
@@ -82,7 +94,8 @@ def _row(record: Record, hashes: PrefixHashes) -> Row:
         output_length=record.length("output_length"),
         segments=segments,
         prompt_token_ids=token_ids,
-        n=record.whole("n", 1, MAX_N) if "n" in record else 1,
+        n=n,
+        beam_width=beam_width,
     )
 
 
@@ -127,7 +140,7 @@ def _head_block_size(head: str) -> int | None:
 NATIVE = Format(
     name="pbench",
     description="pbench's own: JSONL with arrival_s, input_length, output_length, optional prompt_token_ids,"
-    " prefix_hashes or segments, n",
+    " prefix_hashes or segments, n, beam_width",
     recognise=lambda head: (
         any(has_keys(head, key) for key in (HEADER, "arrival_s", "prompt_token_ids", "prefix_hashes", "segments"))
         or (has_keys(head, "input_length", "output_length") and not has_keys(head, "timestamp"))

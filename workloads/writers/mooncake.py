@@ -21,10 +21,10 @@ def mooncake_lines(workload: Workload) -> Iterator[str]:
 
     """
     requests = workload.requests
-    most_samples = int(requests.n.max())
-    if most_samples > 1:
+    most = int(max(requests.n.max(), requests.beam_width.max()))
+    if most > 1:
         raise WorkloadError(
-            f"{workload.name} asks for up to {most_samples} samples of a prompt, which Mooncake's format cannot say;"
+            f"{workload.name} asks for up to {most} samples or beams of a prompt, which Mooncake's format cannot say;"
             " pbench workloads import writes pbench's own format"
         )
     columns = zip(

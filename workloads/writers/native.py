@@ -37,6 +37,8 @@ def native_lines(workload: Workload, provenance: Mapping[str, Any]) -> Iterator[
         row |= {"input_length": request.input_length, "output_length": request.output_length}
         if request.n != 1:
             row["n"] = request.n
+        if request.beam_width != 1:
+            row["beam_width"] = request.beam_width
         if not is_private:
             row |= _prompt(request, block_size)
         yield _json(row)

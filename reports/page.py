@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pbench.reports.charts.account import account_panel
 from pbench.reports.charts.device import device_panel
 from pbench.reports.charts.latency import latency_panel
 from pbench.reports.charts.memory import memory_panel
@@ -72,6 +73,7 @@ def build_page(runs: Sequence[Run]) -> Page:
     pair = comparable_pair(subjects)
     panels = (
         memory_panel(subjects),
+        account_panel(subjects),
         progress_panel(subjects),
         partition_panel(subjects),
         figure_2_panel(subjects),
@@ -133,10 +135,11 @@ def _overline(results: Sequence[RunResult]) -> tuple[str, ...]:
         gpu = result.environment.get("gpu")
         cpu = result.environment.get("cpu")
         device = gpu if isinstance(gpu, dict) else cpu if isinstance(cpu, dict) else {}
+        simulated = str(result.config.get("device"))
         parts += [
             result.config.get("model"),
             result.config.get("dtype"),
-            device.get("name") or device.get("model"),
+            simulated if simulated.startswith("simulated") else device.get("name") or device.get("model"),
             _moment(result.created_at),
         ]
     return tuple(dict.fromkeys(shorten(str(part), _TITLE_CHARS) for part in parts if part))

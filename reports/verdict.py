@@ -9,6 +9,7 @@ from pbench.reports.subjects import Subject
 from pbench.reports.text import shorten
 
 _REASON_CHARS = 240  # the whole reason stands with the engine's notes
+_NOTE_CHARS = 240
 _BLOCKED_SHARE_OF_NOTE = 0.01  # below this share of the time, memory was as good as never the limit
 
 
@@ -123,7 +124,9 @@ def _speed_text(subject: Subject) -> str:
 
 
 def _caveats(subjects: Sequence[Subject]) -> tuple[str, ...]:
-    caveats = []
+    """What the run notes of all engines alike (simulated, cut short, ...), then what follows from its figures."""
+    notes = [set(subject.engine.notes) for subject in subjects]
+    caveats = [shorten(note, _NOTE_CHARS) for note in subjects[0].engine.notes if note in set.intersection(*notes)]
     for subject in subjects:
         share = subject.blocked_share
         if subject.is_contiguous and share is not None and share < _BLOCKED_SHARE_OF_NOTE:
@@ -132,5 +135,7 @@ def _caveats(subjects: Sequence[Subject]) -> tuple[str, ...]:
                 " A smaller --kv-memory or more requests would show what paging buys."
             )
     if len(subjects) > 1:
-        caveats.append("One run of each engine: the ratio has no interval. Repeat the run to learn its spread.")
-    return tuple(caveats)
+        caveats.append(
+            "The ratio is of one run of each engine and has no interval: repeat the run to learn its spread."
+        )
+    return tuple(dict.fromkeys(caveats))

@@ -4,7 +4,6 @@
   const darkByLight = data("dark-by-light");
   const lightHex = new RegExp(`"(${Object.keys(darkByLight).join("|")})"`, "gi");
   const plots = [...document.querySelectorAll(".plot")];
-  const drawn = new Set();
   let isPrinting = false;
 
   // Charts -----------------------------------------------------------------------------------------------------
@@ -18,18 +17,24 @@
 
   let zoom = null; // the range of time that all charts show; null: all of it
   let isFollowing = false;
+  const near = new Set(); // charts in or near the window: only these are drawn at once, the others when they come near
+
+  const isTimePlot = (plot) => "timeAxis" in plot.dataset;
+  const resetButton = (plot) => document.querySelector(`[data-reset="${plot.id}"]`);
 
   function draw(plot) {
     const figure = figureOf(plot);
-    if (zoom && "timeAxis" in plot.dataset) figure.layout.xaxis.range = zoom;
+    const isFirst = !plot.dataset.drawn;
+    if (zoom && isTimePlot(plot)) figure.layout.xaxis.range = zoom;
     Plotly.react(plot, figure.data, figure.layout, { responsive: true, displayModeBar: false });
-    if (drawn.has(plot)) return;
-    drawn.add(plot);
-    plot.on("plotly_relayout", (change) => changed(plot, change));
+    plot.dataset.drawn = "fresh";
+    if (isFirst) plot.on("plotly_relayout", (change) => changed(plot, change));
   }
 
-  const resetButton = (plot) => document.querySelector(`[data-reset="${plot.id}"]`);
-  const timePlots = () => plots.filter((plot) => "timeAxis" in plot.dataset);
+  function refresh(plot) {
+    if (near.has(plot)) draw(plot);
+    else if (plot.dataset.drawn) plot.dataset.drawn = "stale";
+  }
 
   // Zoom in one chart over time zooms all of them.
   function changed(source, change) {
@@ -38,16 +43,15 @@
     const full = figureOf(source).layout.xaxis.range;
     const isWhole = change["xaxis.autorange"] === true || (full && range.every((end, i) => end === full[i]));
     resetButton(source).hidden = isWhole;
-    if ("timeAxis" in source.dataset) setZoom(isWhole ? null : range, source);
+    if (isTimePlot(source)) setZoom(isWhole ? null : range, source);
   }
 
-  async function setZoom(range, source) {
+  function setZoom(range, source) {
     zoom = range;
     isFollowing = true;
-    for (const plot of timePlots()) {
+    for (const plot of plots.filter(isTimePlot)) {
       resetButton(plot).hidden = range === null;
-      if (plot === source || !drawn.has(plot)) continue;
-      await Plotly.relayout(plot, { "xaxis.range": range || figureOf(plot).layout.xaxis.range });
+      if (plot !== source) refresh(plot);
     }
     isFollowing = false;
   }
@@ -56,7 +60,7 @@
     button.addEventListener("click", () => {
       const plot = document.getElementById(button.dataset.reset);
       button.hidden = true;
-      if ("timeAxis" in plot.dataset) setZoom(null, null);
+      if (isTimePlot(plot)) setZoom(null, null);
       else draw(plot);
     });
   }
@@ -65,27 +69,25 @@
     button.hidden = !window.Plotly;
     button.addEventListener("click", () => {
       const plot = document.getElementById(button.dataset.save);
-      if (!drawn.has(plot)) draw(plot);
+      if (plot.dataset.drawn !== "fresh") draw(plot);
       const { width, height } = plot.getBoundingClientRect();
       Plotly.downloadImage(plot, { format: "svg", width, height, filename: `pbench-${plot.id}` });
     });
   }
 
-  // A chart is drawn when it comes near the window: the page stands at once however many there are.
   if (window.Plotly) {
-    const nearby = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        nearby.unobserve(entry.target);
-        if (!drawn.has(entry.target)) draw(entry.target);
+    const watch = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) {
+        near[isIntersecting ? "add" : "delete"](target);
+        if (isIntersecting && target.dataset.drawn !== "fresh") draw(target);
       }
     }, { rootMargin: "800px 0px" });
-    plots.forEach((plot) => nearby.observe(plot));
+    plots.forEach((plot) => watch.observe(plot));
   } else {
     for (const plot of plots) plot.textContent = "plotly.js could not be loaded: see the table below.";
   }
 
-  const redraw = () => drawn.forEach(draw);
+  const redraw = () => plots.forEach(refresh);
   addEventListener("beforeprint", () => {
     isPrinting = true;
     if (window.Plotly) plots.forEach(draw);

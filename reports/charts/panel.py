@@ -99,7 +99,8 @@ def new_time_figure(y_title: str, **axes: Any) -> go.Figure:
 
 def label_rows(figure: go.Figure, labels: Sequence[str]) -> None:
     """Write each category of the y axis above its row, from the top: beside it, labels would eat a phone's width."""
-    figure.update_yaxes(autorange="reversed", showgrid=False, showticklabels=False, type="category")
+    ends = [len(labels) - 0.45, -0.7]  # downwards, with room for the first label
+    figure.update_yaxes(range=ends, showgrid=False, showticklabels=False, type="category")
     figure.update_layout(legend_traceorder="normal")
     for row, label in enumerate(labels):
         figure.add_annotation(

@@ -205,7 +205,7 @@ def test_samples_that_are_swapped_stay_shared() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("has_cuda_graphs", [True, False])
-@pytest.mark.parametrize("memory", ["paged", "contiguous:max"])
+@pytest.mark.parametrize("memory", MEMORY_SPECS)
 def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
     reference: tuple[PreTrainedModel, Path], expected: list[list[int]], memory: str, has_cuda_graphs: bool
 ) -> None:

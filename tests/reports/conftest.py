@@ -256,7 +256,10 @@ class RunBuilder:
                 "weights_bytes": WEIGHTS_BYTES,
             },
         )
-        self.engines.append(replace(engine, **fields))
+        peak = engine.summary["peak_device_used_bytes"] or engine.summary["peak_process_rss_bytes"]
+        parts = {"weights": WEIGHTS_BYTES, "pool": NUM_SLOTS * SLOT_BYTES, "buffers": 5_000_000, "graphs": 0}
+        account = {**parts, "unexplained": int(peak or 0) - sum(parts.values()), "peak": int(peak or 0)}
+        self.engines.append(replace(engine, **({"memory": account} | fields)))
         self.steps += simulation.steps
         self.requests += requests
         self.device += device

@@ -18,6 +18,7 @@ SECTIONS = (
     "checks",
     "cards",
     "memory",
+    "account",
     "progress",
     "partition",
     "figure-2",
@@ -172,6 +173,13 @@ def test_charts_hold_the_records_own_values(two_engines: Run, two_engines_page: 
         assert trace["x"][0] == two_engines.result.engines[0].summary[f"{column}_pct"]
 
 
+def test_the_parts_of_the_memory_in_use_sum_to_its_peak(two_engines: Run, two_engines_page: Any) -> None:
+    bars = two_engines_page.figures()["account-bars"]["data"]
+    for index, engine in enumerate(two_engines.result.engines):
+        peak_gib = engine.memory["peak"] / 2**30
+        assert sum(bar["x"][index] for bar in bars) == pytest.approx(peak_gib, rel=1e-5)
+
+
 def test_every_chart_has_a_title_a_summary_and_a_table_in_its_section(two_engines_page: Any) -> None:
     for plot in two_engines_page.all("div", class_="plot"):
         key = plot.attributes["id"]
@@ -213,6 +221,13 @@ def test_time_axes_all_reach_the_end_of_the_longest_engine(two_engines: Run, two
     assert len(on_time_axis) > 8
     for key in on_time_axis:
         assert figures[key]["layout"]["xaxis"]["range"] == [0, end_s]
+
+
+def test_a_simulated_device_is_named_in_place_of_the_machines_own(builder: Builder, render: Render) -> None:
+    page = render(builder().add_engine("paged").write(config={"model": "llama-8b", "device": "simulated h200"}))
+    (overline,) = page.all("p", class_="overline")
+    assert "simulated h200" in overline.text
+    assert "NVIDIA H200" not in overline.text
 
 
 def test_several_runs_stand_side_by_side_under_names_of_their_own(builder: Builder, render: Render) -> None:

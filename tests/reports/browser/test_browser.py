@@ -1,0 +1,172 @@
+"""The page in a browser: it draws everything, complains of nothing, loads nothing, and reacts."""
+
+import base64
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbench.results import Run
+
+CASES: dict[str, Callable[[Any], Run]] = {
+    "two engines": lambda builder: builder.add_engine("paged").add_engine("contiguous:max").write(),
+    "one failed": lambda builder: builder.add_engine("paged").add_failed_engine("contiguous:max", "OOM").write(),
+    "all failed": lambda builder: builder.add_failed_engine("paged", "no GPU").write(),
+    "interrupted": lambda builder: builder.add_engine("paged").add_engine("contiguous:max").interrupt().write(),
+    "no rows": lambda builder: builder.add_engine("paged").forget_tables().write(),
+    "no NVML": lambda builder: builder.add_engine("paged", has_nvml=False).write(),
+}
+MARKUP = "<b onclick='window.hit=1'>bold</b> %{y} $x$ &lt; \u202e<script>window.hit=1</script>"
+
+
+@pytest.fixture(scope="module", params=CASES)
+def any_page(request: pytest.FixtureRequest, builder: Callable[..., Any], write_page: Callable[..., Path]) -> Path:
+    return write_page(CASES[request.param](builder()))
+
+
+def test_every_chart_is_drawn_without_a_complaint_and_nothing_is_requested(any_page: Path, tab: Any) -> None:
+    tab.open(any_page)
+    tab.draw_all()
+    assert tab.complaints() == []
+    assert tab.requested_urls() == [any_page.as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_sticks_out_of_the_window(page: Path, tab: Any, width: int) -> None:
+    tab.resize(width)
+    tab.open(page)
+    tab.draw_all()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_theme_follows_the_system_until_it_is_chosen_and_is_remembered(page: Path, tab: Any) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    line = "document.querySelector('#progress-speed .scatterlayer path.js-line').style.stroke"
+    tab.prefer("light")
+    tab.open(page)
+    tab.show("progress-speed")
+    light_paper, light_line = tab.evaluate(paper), tab.evaluate(line)
+    tab.prefer("dark")
+    tab.wait(f"{line} !== {light_line!r}")
+    dark_paper, dark_line = tab.evaluate(paper), tab.evaluate(line)
+    assert dark_paper != light_paper
+    tab.evaluate("document.querySelector('#theme [value=light]').click()")
+    tab.wait(f"{line} === {light_line!r}")
+    assert tab.evaluate(paper) == light_paper
+    tab.open(page)
+    tab.show("progress-speed")
+    assert tab.evaluate("document.querySelector('#theme :checked').value") == "light"
+    assert (tab.evaluate(paper), tab.evaluate(line)) == (light_paper, light_line)
+    tab.evaluate("document.querySelector('#theme [value=system]').click()")
+    tab.wait(f"{line} === {dark_line!r}")
+    assert tab.evaluate(paper) == dark_paper
+
+
+def test_zoom_in_one_chart_over_time_zooms_all_and_one_button_undoes_it(page: Path, tab: Any) -> None:
+    ranges = "[...document.querySelectorAll('[data-time-axis]')].map((p) => p.layout.xaxis.range.map(Number))"
+    tab.open(page)
+    tab.draw_all()
+    whole = tab.evaluate(ranges)
+    tab.evaluate("Plotly.relayout('progress-speed', {'xaxis.range[0]': 1, 'xaxis.range[1]': 2}).then(() => 0)")
+    tab.draw_all()
+    assert all(shown == [1, 2] for shown in tab.evaluate(ranges))
+    tab.evaluate("document.querySelector('#theme [value=dark]').click()")
+    tab.draw_all()
+    assert all(shown == [1, 2] for shown in tab.evaluate(ranges))
+    tab.evaluate("document.querySelector('[data-reset=\"memory-e1\"]').click()")
+    tab.draw_all()
+    assert tab.evaluate(ranges) == whole
+    assert tab.evaluate("[...document.querySelectorAll('[data-reset]')].every((button) => button.hidden)")
+    assert tab.complaints() == []
+
+
+def test_every_table_opens(page: Path, tab: Any) -> None:
+    tab.open(page)
+    num_tables = tab.evaluate("document.querySelectorAll('details.behind').length")
+    assert num_tables == tab.evaluate("document.querySelectorAll('section.panel').length")
+    for index in range(num_tables):
+        is_visible = f"document.querySelectorAll('details.behind table')[{index}].checkVisibility()"
+        assert not tab.evaluate(is_visible)
+        tab.evaluate(f"document.querySelectorAll('details.behind summary')[{index}].click()")
+        assert tab.evaluate(is_visible)
+
+
+def test_the_keyboard_reaches_the_verdict_first(page: Path, tab: Any) -> None:
+    tab.open(page)
+    tab.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+
+
+def test_a_raw_file_is_saved_as_it_was(page: Path, two_engines: Run, tab: Any, tmp_path: Path) -> None:
+    tab.open(page)
+    tab.evaluate("window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return 'blob:x'; }; 0")
+    tab.evaluate("HTMLAnchorElement.prototype.click = function () { window.savedName = this.download; }; 0")
+    tab.evaluate("document.querySelector('[data-download=\"steps.parquet\"]').click()")
+    text = tab.evaluate(
+        "saved[0].arrayBuffer().then((b) => btoa([...new Uint8Array(b)].map((c) => String.fromCharCode(c)).join('')))"
+    )
+    assert tab.evaluate("savedName") == "steps.parquet"
+    assert base64.b64decode(text) == (two_engines.path / "steps.parquet").read_bytes()
+
+
+def test_hostile_text_is_text_in_the_page_and_in_the_charts(
+    builder: Callable[..., Any], write_page: Callable[..., Path], tab: Any
+) -> None:
+    made = builder(num_requests=5).add_engine("paged")
+    for rows in (made.steps, made.requests, made.device):
+        for row in rows:
+            row["engine"] = MARKUP
+    made.engines[0] = replace(made.engines[0], spec=MARKUP)
+    tab.open(write_page(made.write(run_id=MARKUP, command=("pbench", MARKUP))))
+    tab.draw_all()
+    shown = MARKUP.replace("\u202e", "[U+202E]")
+    assert tab.evaluate("window.hit") is None
+    assert shown in tab.evaluate("document.getElementById('memory-e0-title').textContent")
+    legend = tab.evaluate("document.querySelector('#progress-requests .legendtext').textContent")
+    head, _, tail = legend.partition("…")
+    assert head
+    assert tail
+    assert shown.startswith(head)
+    assert shown.endswith(tail.removesuffix(", running"))
+    assert tab.complaints() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(page: Path, tab: Any, scheme: str) -> None:
+    spec = importlib.util.find_spec("axe_core_python")
+    if spec is None or spec.origin is None:
+        pytest.skip("axe-core is not installed (pip install axe-core-python)")
+    tab.prefer(scheme)
+    tab.open(page)
+    tab.draw_all()
+    tab.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    tab.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8") + "; 0")
+    found = tab.evaluate("axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes.map((n) => n.html)]))")
+    assert [violation for violation in found if violation[0] in ("serious", "critical")] == []
+
+
+def test_printing_draws_every_chart_on_white_and_then_restores_the_theme(page: Path, tab: Any) -> None:
+    drawn = "[...document.querySelectorAll('.plot')].every((plot) => plot.querySelector('.main-svg'))"
+    line = "document.querySelector('#progress-speed .scatterlayer path.js-line').style.stroke"
+    tab.prefer("dark")
+    tab.open(page)
+    assert not tab.evaluate(drawn)
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    tab.wait(drawn)
+    printed = tab.evaluate(line)
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    tab.show("progress-speed")
+    assert tab.evaluate(line) != printed
+
+
+def test_the_first_paint_comes_within_two_seconds(page: Path, tab: Any) -> None:
+    start = time.monotonic()
+    tab.open(page)
+    tab.wait("performance.getEntriesByName('first-contentful-paint').length")
+    paint_ms = tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    assert paint_ms < 2000, f"{paint_ms} ms, {time.monotonic() - start:.1f} s in all"

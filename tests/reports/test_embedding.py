@@ -1,0 +1,37 @@
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pbench.reports import embedding
+from pbench.reports.embedding import attachments, plotlyjs_source
+from pbench.results import Run
+
+
+def test_raw_files_come_back_byte_for_byte(two_engines: Run) -> None:
+    carried = attachments([two_engines])
+    assert [file.file_name for file in carried] == ["run.json", "steps.parquet", "requests.parquet", "device.parquet"]
+    for file in carried:
+        assert file.base64_text is not None
+        assert base64.b64decode(file.base64_text) == (two_engines.path / file.file_name).read_bytes()
+
+
+def test_what_is_too_large_is_named_with_its_place(two_engines: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = sorted(path.stat().st_size for path in two_engines.path.iterdir())
+    monkeypatch.setattr(embedding, "ATTACHED_BYTES_LIMIT", sum(sizes[:-1]))
+    left_out = [file for file in attachments([two_engines]) if file.base64_text is None]
+    assert len(left_out) == 1
+    assert left_out[0].where == str(two_engines.path / left_out[0].file_name)
+
+
+def test_files_of_several_runs_have_names_of_their_own(builder: Callable[..., Any]) -> None:
+    runs = [builder(name, num_requests=2).add_engine("paged").write() for name in ("one", "two")]
+    names = [file.file_name for file in attachments(runs)]
+    assert len(set(names)) == 8
+
+
+def test_plotlyjs_can_stand_inside_a_script_element() -> None:
+    source = plotlyjs_source().lower()
+    assert "</script" not in source
+    assert "<!--" not in source

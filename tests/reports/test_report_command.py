@@ -1,0 +1,55 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbench.__main__ import main
+from pbench.results import Run
+
+
+@pytest.fixture
+def run(builder: Callable[..., Any]) -> Run:
+    made: Run = builder(num_requests=4).add_engine("paged").write()
+    return made
+
+
+def test_one_run_gets_its_report_into_its_folder(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run.path)]) == 0
+    assert (run.path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_several_runs_get_one_page_in_the_current_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", str(run.path), str(run.path)]) == 0
+    assert (tmp_path / "report.html").exists()
+
+
+def test_directory_mode_puts_plotlyjs_beside_the_page(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(run.path), "--out", str(page), "--plotlyjs", "directory"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "plotly.min.js"}
+    assert page.stat().st_size < 1_000_000
+
+
+def test_a_folder_that_is_no_run_is_refused_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "run.json" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_missing_is_named(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run.path), "--out", str(tmp_path / "missing" / "page.html")]) == 2
+    assert "missing" in capsys.readouterr().err
+
+
+def test_a_damaged_table_is_named_and_leaves_no_page(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path / "steps.parquet").write_bytes(b"not parquet")
+    assert main(["report", str(run.path)]) == 2
+    assert "steps.parquet" in capsys.readouterr().err
+    assert not (run.path / "report.html").exists()

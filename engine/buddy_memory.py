@@ -52,7 +52,7 @@ class BuddyMemory(ContiguousMemory):
             return 1
         new_length = next_power_of_two(num_wanted)
         if self._buddies.extend(extent.start, extent.length, new_length):
-            extent.length = new_length
+            extent.resize(new_length, self._now_ns)
             return 1
         new_start = self._buddies.allocate(new_length)
         if new_start is None:
@@ -62,7 +62,7 @@ class BuddyMemory(ContiguousMemory):
         self._pending_moves[seq.seq_id] = _Move(extent.start, extent.length, seq.num_computed_tokens)
         self._num_moved_slots += seq.num_computed_tokens
         extent.table[0] = new_start
-        extent.length = new_length
+        extent.resize(new_length, self._now_ns)
         return 0
 
     def free(self, seq: Sequence) -> None:

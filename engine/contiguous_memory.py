@@ -37,10 +37,12 @@ class Allocator(Protocol):
 class Extent:
     """The slots that one sequence holds."""
 
-    __slots__ = ("length", "seq", "table")
+    __slots__ = ("length", "paid_ns", "seq", "since_ns", "table")
 
-    def __init__(self, seq: Sequence, start: int, length: int) -> None:
+    def __init__(self, seq: Sequence, start: int, length: int, now_ns: int) -> None:
         self.seq = seq
+        self.since_ns = now_ns  # when it got its present length
+        self.paid_ns = 0.0  # slot-nanoseconds before
         self.table = [start]  # as the runner wants it: the base slot is its only entry
         self.length = length
 
@@ -48,6 +50,12 @@ class Extent:
     def start(self) -> int:
         """The first slot."""
         return self.table[0]
+
+    def resize(self, length: int, now_ns: int) -> None:
+        """Change the length; what it had so far is paid for."""
+        self.paid_ns += self.length * (now_ns - self.since_ns)
+        self.since_ns = now_ns
+        self.length = length
 
 
 class ContiguousMemory:
@@ -71,6 +79,8 @@ class ContiguousMemory:
         """See ``KVMemory.reset``."""
         self._allocator: Allocator = ExtentAllocator(self.num_slots)
         self._extents: dict[int, Extent] = {}  # by seq_id
+        self._now_ns = 0
+        self._spent_ns: dict[int, float] = {}  # slot-nanoseconds by seq_id, until they are taken
 
     def can_ever_hold(self, request: Request) -> bool:
         """See ``KVMemory.can_ever_hold``."""
@@ -89,7 +99,7 @@ class ContiguousMemory:
         start = self._allocator.allocate(length)
         if start is None:
             return None
-        self._extents[seq.seq_id] = Extent(seq, start, length)
+        self._extents[seq.seq_id] = Extent(seq, start, length, self._now_ns)
         return 0
 
     def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
@@ -107,7 +117,16 @@ class ContiguousMemory:
     def free(self, seq: Sequence) -> None:
         """See ``KVMemory.free``."""
         extent = self._extents.pop(seq.seq_id)
+        self._pay(extent)
         self._allocator.free(extent.start, extent.length)
+
+    def tick(self, now_ns: int) -> None:
+        """See ``KVMemory.tick``."""
+        self._now_ns = now_ns
+
+    def take_cost(self, seq: Sequence) -> float:
+        """See ``KVMemory.take_cost``."""
+        return self._spent_ns.pop(seq.seq_id, 0.0)
 
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
@@ -169,3 +188,10 @@ class ContiguousMemory:
     def _held(self) -> list[tuple[int, int]]:
         """(start, length) of all that is not free."""
         return [(extent.start, extent.length) for extent in self._extents.values()]
+
+    def _pay(self, extent: Extent) -> None:
+        """Charge the sequence for its extent up to now."""
+        extent.resize(extent.length, self._now_ns)
+        seq_id = extent.seq.seq_id
+        self._spent_ns[seq_id] = self._spent_ns.get(seq_id, 0.0) + extent.paid_ns
+        extent.paid_ns = 0.0

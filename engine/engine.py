@@ -102,6 +102,7 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             is_prefill_chunked=config.is_prefill_chunked,
+            slot_bytes=config.slot_bytes,
             swapping=self.memory if config.num_host_blocks and isinstance(self.memory, PagedMemory) else None,
         )
         self.preemption_costs: PreemptionCosts | None = None  # measured by ``warm_up``, where they decide

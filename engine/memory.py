@@ -109,6 +109,17 @@ class KVMemory(Protocol):
         """Give back all that the sequence holds."""
         ...
 
+    def tick(self, now_ns: int) -> None:
+        """Tell the memory the time, before anything of a step: what sequences pay for what they hold runs on it."""
+        ...
+
+    def take_cost(self, seq: Sequence) -> float:
+        """Hand out, once, what the sequence has paid for the slots that it gave back.
+
+        Slot-nanoseconds; a shared slot is split among its holders.
+        """
+        ...
+
     def holds(self, seq: Sequence) -> bool:
         """Whether the sequence is admitted, or forked, and not freed."""
         ...

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from pbench.engine.block_pool import BlockPool, num_blocks_for
 from pbench.engine.eviction import EVICTION_POLICIES
+from pbench.engine.kv_cost import BlockCost
 from pbench.engine.memory import MemoryCounters
 from pbench.engine.plan import Swaps
 from pbench.engine.records import KVUsage
@@ -23,13 +24,14 @@ def _root_digest(salt: str) -> bytes:
 
 
 class _Table:
-    """What one sequence holds: its blocks, and the chained digests of those that are full."""
+    """What one sequence holds: its blocks, the chained digests of those that are full, and its account."""
 
-    __slots__ = ("block_ids", "digests")
+    __slots__ = ("block_ids", "digests", "paid_ns")
 
-    def __init__(self, block_ids: list[int], digests: list[bytes]) -> None:
+    def __init__(self, block_ids: list[int], digests: list[bytes], paid_ns: float = 0.0) -> None:
         self.block_ids = block_ids
         self.digests = digests  # of block_ids[: len(digests)]
+        self.paid_ns = paid_ns  # block-nanoseconds, see BlockCost
 
 
 class PagedMemory:
@@ -67,6 +69,8 @@ class PagedMemory:
     def reset(self) -> None:
         """See ``KVMemory.reset``."""
         self._pool = BlockPool(self.num_blocks, EVICTION_POLICIES[self.eviction]())
+        self._cost = BlockCost(self.num_blocks)
+        self._spent_ns: dict[int, float] = {}  # block-nanoseconds by seq_id, until they are taken
         self._tables: dict[int, _Table] = {}
         self._sequences: dict[int, Sequence] = {}
         self._memo: tuple[int, list[bytes]] = (-1, [])  # digests of the sequence whose admission was tried last
@@ -101,15 +105,17 @@ class PagedMemory:
         num_available = pool.num_available - sum(map(pool.is_cached_only, block_ids))
         if num_wanted > num_available - self._num_kept_back(num_running):
             return None
+        paid_ns = self._cost.join(block_ids, pool.num_refs)
         for block_id in block_ids:
             pool.acquire(block_id)
-        self._tables[seq.seq_id] = _Table(block_ids, digests[: len(block_ids)])
+        self._tables[seq.seq_id] = _Table(block_ids, digests[: len(block_ids)], paid_ns)
         self._sequences[seq.seq_id] = seq
         return len(block_ids) * self.block_size
 
     def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
         """See ``KVMemory.grow``."""
-        pool, block_ids = self._pool, self._tables[seq.seq_id].block_ids
+        pool, table = self._pool, self._tables[seq.seq_id]
+        block_ids = table.block_ids
         start, num_held = seq.num_computed_tokens, len(block_ids)
         first = start // self.block_size
         num_wanted = -(-(start + num_new_tokens) // self.block_size) - num_held
@@ -120,12 +126,15 @@ class PagedMemory:
             return None
         if is_copied:
             source = block_ids[first]
+            table.paid_ns += self._cost.leave([source], pool.num_refs)
             (block_ids[first],) = pool.allocate(1)
+            self._cost.take(block_ids[first : first + 1])
             self._pending_copies[block_ids[first]] = source  # takes over this sequence's reference to the source
             self._num_pending_reads[source] += 1
             self._num_copied += 1
         if num_wanted:
             block_ids.extend(pool.allocate(num_wanted))
+            self._cost.take(block_ids[num_held:])
         return first if is_copied else num_held
 
     def commit(self, seq: Sequence) -> None:
@@ -141,9 +150,10 @@ class PagedMemory:
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """See ``KVMemory.fork``."""
         table = self._tables[parent.seq_id]
+        paid_ns = self._cost.join(table.block_ids, self._pool.num_refs)
         for block_id in table.block_ids:
             self._pool.acquire(block_id)
-        self._tables[child.seq_id] = _Table(list(table.block_ids), list(table.digests))
+        self._tables[child.seq_id] = _Table(list(table.block_ids), list(table.digests), paid_ns)
         self._sequences[child.seq_id] = child
         self._num_forks += 1
 
@@ -153,13 +163,24 @@ class PagedMemory:
         if seq.seq_id in self._swapped:
             self._release_host(self._swapped.pop(seq.seq_id).block_ids)
             return
-        block_ids = self._tables.pop(seq.seq_id).block_ids
+        table = self._tables.pop(seq.seq_id)
+        block_ids = table.block_ids
+        paid_ns = table.paid_ns + self._cost.leave(block_ids, self._pool.num_refs)
+        self._spent_ns[seq.seq_id] = self._spent_ns.get(seq.seq_id, 0.0) + paid_ns
         block_ids.reverse()
         if not (self._pending_copies or self._pending_swaps_in):
             self._pool.release(block_ids)
             return
         for block_id in block_ids:
             self._release(block_id)
+
+    def tick(self, now_ns: int) -> None:
+        """See ``KVMemory.tick``."""
+        self._cost.now_ns = now_ns
+
+    def take_cost(self, seq: Sequence) -> float:
+        """See ``KVMemory.take_cost``."""
+        return self._spent_ns.pop(seq.seq_id, 0.0) * self.block_size
 
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
@@ -205,12 +226,14 @@ class PagedMemory:
         num_available = pool.num_available - sum(map(pool.is_cached_only, cached))
         if num_wanted > num_available - self._num_kept_back(num_running):
             return False
+        paid_ns_by_block = {block_id: self._cost.join([block_id], pool.num_refs) for block_id in cached}
         for block_id in cached:
             pool.acquire(block_id)
         block_by_host: dict[int, int] = {}
         for host_id, found_id in found.items():
             block_id = pool.allocate(1)[0] if found_id is None else found_id
             if found_id is None:
+                self._cost.take([block_id])
                 self._pending_swaps_in[block_id] = host_id
                 if host_id in digest_by_host:
                     pool.register([block_id], [digest_by_host[host_id]])
@@ -220,11 +243,15 @@ class PagedMemory:
         for seq in seqs:
             table = self._swapped.pop(seq.seq_id)
             block_ids = [block_by_host[host_id] for host_id in table.block_ids]
+            paid_ns = 0.0
             for block_id in block_ids:
                 if block_id in owned:
+                    paid_ns += self._cost.join([block_id], pool.num_refs)
                     pool.acquire(block_id)
+                else:
+                    paid_ns += paid_ns_by_block.get(block_id, 0.0)
                 owned.add(block_id)
-            self._tables[seq.seq_id] = _Table(block_ids, table.digests)
+            self._tables[seq.seq_id] = _Table(block_ids, table.digests, paid_ns)
             self._release_host(table.block_ids)
         return True
 

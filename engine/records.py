@@ -85,3 +85,4 @@ class RequestRecord:
     num_prefix_hit_tokens: int
     num_recomputed_tokens: int
     num_preemptions: int
+    kv_byte_seconds: float  # KV memory it held, over time; a shared block is split among its holders

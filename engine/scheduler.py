@@ -40,10 +40,12 @@ class Scheduler:
         max_running: int,
         is_prefill_chunked: bool = True,
         swapping: Swapping | None = None,
+        slot_bytes: int = 1,
     ) -> None:
         self.memory = memory
         self.swapping = swapping  # the memory, if preempted requests may be swapped out
         self.is_swapping = swapping is not None  # and whether they are
+        self.slot_bytes = slot_bytes
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.is_prefill_chunked = is_prefill_chunked
@@ -89,6 +91,7 @@ class Scheduler:
 
     def schedule(self, start_ns: int) -> tuple[StepPlan, StepCounts]:
         """Plan the next step. There must be a request, and each alone must fit the memory."""
+        self.memory.tick(start_ns)
         counts = StepCounts()
         planned: list[PlannedSequence] = []
         budget = self._schedule_running(planned, counts)
@@ -109,6 +112,7 @@ class Scheduler:
         self, plan: StepPlan, choices: Iterable[Choice], now_ns: int
     ) -> tuple[list[TokenOutput], list[RequestRecord]]:
         """Take what was chosen for ``plan``, in the order of its samples; returns the tokens given out, the ended."""
+        self.memory.tick(now_ns)
         tokens: list[TokenOutput] = []
         touched: dict[int, RequestState] = {}  # requests that may end now
         samples = (sample for planned in plan.sequences for sample in planned.samples)
@@ -152,6 +156,7 @@ class Scheduler:
             num_prefix_hit_tokens=state.num_prefix_hit_tokens,
             num_recomputed_tokens=state.num_recomputed_tokens,
             num_preemptions=state.num_preemptions,
+            kv_byte_seconds=state.kv_slot_ns * self.slot_bytes / 1e9,
         )
 
     # Planning
@@ -347,6 +352,7 @@ class Scheduler:
             return False
         state.is_swapped = True
         for seq in state.active:
+            state.kv_slot_ns += self.memory.take_cost(seq)
             seq.num_table_entries_sent = 0
             self._released.append(seq.seq_id)
         return True
@@ -354,7 +360,7 @@ class Scheduler:
     def _free(self, state: RequestState) -> None:
         """Free whatever the sequences of a request hold, and let it start again."""
         for seq in state.unfinished:
-            self._release(seq)
+            self._release(state, seq)
         state.is_swapped = False
         state.beam_rows.clear()
         state.start_again(can_fork=self.memory.can_fork)
@@ -362,12 +368,13 @@ class Scheduler:
     def _end(self, state: RequestState, seq: Sequence) -> None:
         """Let a sequence leave for good."""
         state.unfinished.remove(seq)
-        self._release(seq)
+        self._release(state, seq)
         del self._sequences[seq.seq_id]
 
-    def _release(self, seq: Sequence) -> None:
+    def _release(self, state: RequestState, seq: Sequence) -> None:
         if self.memory.holds(seq):
             self.memory.free(seq)
+            state.kv_slot_ns += self.memory.take_cost(seq)
         self._released.append(seq.seq_id)
         seq.num_computed_tokens = 0
         seq.num_table_entries_sent = 0

@@ -72,6 +72,7 @@ class RequestState:
         "first_token_ns",
         "is_forked",
         "is_swapped",
+        "kv_slot_ns",
         "num_output_tokens",
         "num_preemptions",
         "num_prefix_hit_tokens",
@@ -100,6 +101,7 @@ class RequestState:
         self.first_scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
         self.is_swapped = False  # what its sequences hold is in host memory
+        self.kv_slot_ns = 0.0  # what its sequences have paid for the slots that they gave back
         self.num_output_tokens = 0
         self.num_prefix_hit_tokens = 0
         self.num_recomputed_tokens = 0

@@ -51,7 +51,7 @@ class StaticMemory(ContiguousMemory):
         for seq in members:
             start = self._allocator.allocate(length)
             assert start is not None, f"a request of {len(first)} x {length} slots does not fit the pool alone"
-            self._batch[seq.seq_id] = Extent(seq, start, length)
+            self._batch[seq.seq_id] = Extent(seq, start, length, self._now_ns)
             self._pending[seq.seq_id] = seq
 
     def admit(self, seq: Sequence, num_tokens: int, num_running: int) -> int | None:
@@ -64,8 +64,8 @@ class StaticMemory(ContiguousMemory):
         return 0
 
     def free(self, seq: Sequence) -> None:
-        """See ``KVMemory.free``. The extent is given back with the whole batch."""
-        del self._extents[seq.seq_id]
+        """See ``KVMemory.free``. The extent is given back with the whole batch; the sequence pays up to its own end."""
+        self._pay(self._extents.pop(seq.seq_id))
         if seq.num_computed_tokens == 0:  # there was no room for it in the step: it comes again
             self._pending[seq.seq_id] = seq
         if not self._extents:

@@ -124,10 +124,11 @@ class Journal:
                 None,
                 len(request.prompt_token_ids),
                 0,
-                request.sampling.n,
+                request.sampling.num_sequences,
                 0,
                 0,
                 0,
+                0.0,
             )
         )
 

@@ -79,6 +79,7 @@ REQUEST_COLUMNS = {
     "num_prefix_hit_tokens": "int64",
     "num_recomputed_tokens": "int64",
     "num_preemptions": "int64",
+    "kv_byte_seconds": "float64",  # KV memory held, over time; a shared block is split among its holders
 }
 
 DEVICE_COLUMNS = {

@@ -17,6 +17,11 @@ from pbench.settings import RunOptions, resolve
 RunExperiment = Callable[..., RunResult]
 
 
+def live_workers() -> list[psutil.Process]:
+    """Worker processes of this test that still run; other tests leave helpers of multiprocessing behind."""
+    return [child for child in psutil.Process().children() if "pbench.worker" in child.cmdline()]
+
+
 def check_what_was_measured(folder: Path, engine: EngineResult) -> None:
     """Tables and summary of an engine agree with each other and account for every slot."""
     steps = Run(folder).steps().query("engine == @engine.spec")
@@ -155,7 +160,7 @@ def test_an_engine_that_hangs_is_killed_at_its_timeout(options: RunOptions, run_
     result = run_experiment(replace(options, engines=("paged",)), engine_factory="fake_engines:hanging", timeout_s=8.0)
     assert result.engines[0].status == "failed"
     assert result.engines[0].reason == "timed out after 8 s (--timeout) and was killed"
-    assert not psutil.Process().children()
+    assert not live_workers()
 
 
 @pytest.mark.usefixtures("fake_engines_path")
@@ -172,7 +177,7 @@ def test_a_second_interruption_ends_an_engine_that_does_not_stop(
     assert [engine.status for engine in result.engines] == ["interrupted", "interrupted"]
     assert result.engines[1].reason == "not started"
     assert len(Run(tmp_path / "run").steps()) == 5
-    assert not psutil.Process().children()
+    assert not live_workers()
 
 
 @pytest.mark.usefixtures("fake_engines_path")

@@ -55,6 +55,7 @@ def request_record(request_id: int, status: str) -> RequestRecord:
         num_prefix_hit_tokens=9,
         num_recomputed_tokens=10,
         num_preemptions=11,
+        kv_byte_seconds=1.5,
     )
 
 

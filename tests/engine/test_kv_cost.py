@@ -1,0 +1,71 @@
+"""What requests pay for KV memory: together exactly what was held, shared blocks split."""
+
+import pytest
+
+from pbench.engine.config import EngineConfig
+from pbench.engine.kv_cost import BlockCost
+from pbench.engine.model_config import PRESETS
+from pbench.engine.request import Request, SamplingParams
+from pbench.engine.roofline import Speed
+from pbench.engine.simulation import simulated_engine
+
+SPEED = Speed(bandwidth_bytes_per_s=1e12, flops_per_s=1e14, overhead_ns=1_000)
+
+
+@pytest.mark.parametrize("beam_width", [1, 3])
+@pytest.mark.parametrize(
+    ("memory", "preemption"),
+    [
+        ("paged", "recompute"),
+        ("paged", "swap"),
+        ("contiguous:max", "recompute"),
+        ("contiguous:pow2", "recompute"),
+        ("contiguous:oracle", "recompute"),
+    ],
+)
+def test_all_that_was_held_is_paid_once(memory: str, preemption: str, beam_width: int) -> None:
+    if beam_width > 1 and memory != "paged":
+        pytest.skip("contiguous memory cannot search with beams")
+    model = PRESETS["tiny"]
+    config = EngineConfig(
+        model=model,
+        memory=memory,
+        max_length=128,
+        max_running=12,
+        max_batch_tokens=64,
+        kv_memory_bytes=600 * model.kv_bytes_per_token("bfloat16"),
+        preemption=preemption,
+        host_kv_memory_bytes=1 << 20,
+        dtype="bfloat16",
+    )
+    engine, _ = simulated_engine(config, SPEED)
+    for index in range(12):
+        params = SamplingParams(
+            max_tokens=30 + 5 * (index % 5), n=1 + index % 3, beam_width=beam_width, temperature=float(beam_width == 1)
+        )
+        engine.add_request(Request(index, [7] * 40 + [index] * (index % 4 + 1), params))
+    held = paid = 0.0
+    num_preempted = 0
+    while engine.has_unfinished:
+        record, _, finished = engine.step()
+        usage = record.usage
+        held += (usage.pool - usage.free - usage.external - usage.cached) * (record.end_ns - record.start_ns)
+        paid += sum(request.kv_byte_seconds for request in finished)
+        num_preempted += record.num_preempted
+    assert paid == pytest.approx(held * engine.slot_bytes / 1e9, rel=1e-9)
+    if memory == "paged" and beam_width == 1:
+        assert num_preempted > 0, "the pool was meant to be too small"
+
+
+def test_sharers_of_a_block_split_it_for_as_long_as_they_share() -> None:
+    cost, owners = BlockCost(1), [1]
+    cost.take([0])
+    cost.now_ns = 100  # the first holds it alone
+    second = cost.join([0], owners)
+    owners[0] = 2
+    cost.now_ns = 140  # both hold it
+    first = cost.leave([0], owners)
+    owners[0] = 1
+    cost.now_ns = 145  # the second holds it alone
+    second += cost.leave([0], owners)
+    assert (first, second) == (100 + 20, 20 + 5)

@@ -110,7 +110,7 @@ def test_a_worker_killed_half_way_fails_alone_and_keeps_what_it_measured(
         if engine == "paged" and event["event"] == "progress":
             progress.append(event)
             if len(progress) == 8:
-                (worker,) = psutil.Process().children()
+                (worker,) = live_workers()
                 worker.kill()
 
     result = run_experiment(options, on_event=kill, engine_factory="fake_engines:slow")

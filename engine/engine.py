@@ -1,12 +1,14 @@
 """Engine: requests in, tokens and records out, one step at a time. Imports no torch: a runner brings it."""
 
+import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
 
+from pbench.engine.beam_search import EarlyStopping
 from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
@@ -236,7 +238,12 @@ class Engine:
                 f"{where} asks for {sampling.num_sequences} sequences (n {sampling.n}, beam_width"
                 f" {sampling.beam_width}); between 1 and max_running {config.max_running} can run"
             )
+        if not 0 <= sampling.temperature < math.inf:
+            raise RequestError(f"{where} has temperature {sampling.temperature}; it must be 0 or more, and finite")
         if sampling.beam_width > 1:
+            if sampling.early_stopping not in get_args(EarlyStopping):
+                known = ", ".join(get_args(EarlyStopping))
+                raise RequestError(f"{where} has early_stopping {sampling.early_stopping!r}; known: {known}")
             if sampling.n > sampling.beam_width:
                 raise RequestError(f"{where} asks for n = {sampling.n} hypotheses of {sampling.beam_width} beams")
             if not self.memory.can_fork:

@@ -289,6 +289,9 @@ def test_unfinished_requests_are_told() -> None:
         (Request(0, [1, -1], SamplingParams(max_tokens=9)), "vocabulary"),
         (Request(0, [1], SamplingParams(max_tokens=9, n=9)), "n 9"),
         (Request(0, [1], SamplingParams(max_tokens=9, n=0)), "n 0"),
+        (Request(0, [1], SamplingParams(max_tokens=9, temperature=-1.0)), "temperature -1.0"),
+        (Request(0, [1], SamplingParams(max_tokens=9, temperature=float("nan"))), "temperature nan"),
+        (Request(0, [1], SamplingParams(max_tokens=9, beam_width=2, early_stopping="soon")), "'soon'; known: first"),  # type: ignore[arg-type]
         (Request(0, [1] * 90, SamplingParams(max_tokens=30, n=8)), "does not fit the pool"),
     ],
 )

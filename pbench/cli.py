@@ -11,7 +11,9 @@ import click
 from pbench.version import __version__
 
 _COMMANDS = {
+    "compare": "pbench.commands.compare:compare",
     "env": "pbench.commands.env:env",
+    "gate": "pbench.commands.gate:gate",
     "memory-bench": "pbench.commands.memory_bench:memory_bench",
     "paper": "pbench.commands.paper:paper",
     "report": "pbench.commands.report:report",

@@ -3,6 +3,7 @@
 PbenchError            exit code 2: what the user gave cannot work; nothing was lost
 ├── UsageError         an option's value, named with its remedy
 ├── ResultError        a run folder that cannot be read
+├── IncomparableError  exit code 4: measurements that are not of the same thing
 └── RunFailedError     exit code 1: the run itself failed; what was measured is kept
 
 The engine and the workloads do not import the harness and raise errors of their own
@@ -29,3 +30,9 @@ class RunFailedError(PbenchError):
     """At least one engine failed while it ran."""
 
     exit_code = 1
+
+
+class IncomparableError(PbenchError):
+    """Measurements that are not of the same thing. The message names every difference that forbids comparing them."""
+
+    exit_code = 4

@@ -187,27 +187,35 @@ class Engine:
         return [self.scheduler.record(state, "unfinished", now_ns) for state in states]
 
     def warm_up(self) -> None:
-        """Run requests of several lengths, so that nothing is compiled later; leaves pool and prefix cache empty."""
+        """Run requests of several lengths, so that nothing is compiled later; leaves pool and prefix cache empty.
+
+        Kernels are compiled for the shape of a step: prompts of each length alone, then as many decodes as may run.
+        """
         assert not self.has_unfinished, "warm up before the first request"
         config = self.config
-        longest = min(config.max_length, config.max_batch_tokens, config.num_slots)
-        for prompt_length in (1, 16, longest // 2, longest - 2):
-            prompt = [index % config.model.vocab_size for index in range(prompt_length)]
-            request = Request(-prompt_length, prompt, SamplingParams(max_tokens=2))
-            if prompt_length > 0 and prompt_length + 2 <= longest and self.memory.can_ever_hold(request):
-                self.add_request(request)
-        while self.has_unfinished:
-            self.step()
+        longest = min(config.max_length, config.max_batch_tokens, config.num_slots) - 2
+        for prompt_length in (1, 2, 4, 8, 16, 32, 64, longest // 2, longest):
+            self._warm_up_with(1, prompt_length, longest)
+        self._warm_up_with(config.max_running, 1, longest)
         self.runner.warm_up()
         if config.num_host_blocks and config.preemption == "auto":
-            self.preemption_costs = self._measure_preemption(longest - 2)
+            self.preemption_costs = self._measure_preemption(longest)
             self.scheduler.is_swapping = self.preemption_costs.is_swap_cheaper
         self.memory.reset()
         self.scheduler.reset()
 
+    def _warm_up_with(self, num_requests: int, prompt_length: int, longest: int) -> None:
+        prompt = [index % self.config.model.vocab_size for index in range(prompt_length)]
+        requests = [Request(-1 - index, prompt, SamplingParams(max_tokens=2)) for index in range(num_requests)]
+        if 0 < prompt_length <= longest and self.memory.can_ever_hold(requests[0]):
+            for request in requests:
+                self.add_request(request)
+        while self.has_unfinished:
+            self.step()
+        self.memory.reset()  # the next prompt must not hit this one
+
     def _measure_preemption(self, num_tokens: int) -> PreemptionCosts:
         """Time a prefill of so many tokens, or of as many as are possible, and the swap of as many blocks."""
-        self.memory.reset()
         num_tokens = max(num_tokens, 1)
         prompt = [index % self.config.model.vocab_size for index in range(num_tokens)]
         self.add_request(Request(-1, prompt, SamplingParams(max_tokens=1)))

@@ -21,17 +21,24 @@ else:
     tl = SimpleNamespace(constexpr=object, pointer_type=object, tensor=object)
 
 
-def jit(*, do_not_specialize: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Any]:
+def jit(
+    *, do_not_specialize: Sequence[str] = (), do_not_specialize_on_alignment: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Any]:
     """Decorate a Triton kernel, or a function that kernels call.
 
-    ``do_not_specialize`` names the integers whose value changes from launch to launch: Triton would otherwise
-    compile once more whenever one becomes 1 or a multiple of 16.
+    Both arguments keep Triton from compiling once more in the middle of a run, because a launch differs from those
+    before: ``do_not_specialize`` names the integers whose value changes (1 and multiples of 16 are special), and
+    ``do_not_specialize_on_alignment`` the pointers that are not always at a multiple of 16 bytes.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not HAS_TRITON:
             return function
-        return triton.jit(function, do_not_specialize=list(do_not_specialize))
+        return triton.jit(
+            function,
+            do_not_specialize=list(do_not_specialize),
+            do_not_specialize_on_alignment=list(do_not_specialize_on_alignment),
+        )
 
     return decorate
 

@@ -20,7 +20,7 @@ from pbench.kernels.launch import (
 TILE_SIZE = 8192
 
 
-@jit()
+@jit(do_not_specialize_on_alignment=("pairs_ptr",))
 def _copy_blocks_kernel(
     pool_ptr: tl.pointer_type,  # (num_layers, num_blocks, block_numel)
     pairs_ptr: tl.pointer_type,  # (num_pairs, 2)

@@ -101,7 +101,10 @@ def _attend_tile(
     return new_top, total, acc
 
 
-@jit(do_not_specialize=("table_stride", "num_slots", "num_splits"))
+@jit(
+    do_not_specialize=("table_stride", "num_slots", "num_splits"),
+    do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr"),
+)
 def _decode_attention_kernel(
     query_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, HEAD_DIM)
     kv_ptr: tl.pointer_type,  # (num_blocks, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)
@@ -213,7 +216,7 @@ def _decode_attention_kernel(
         tl.store(log_sum_ptr + partial_rows, top + tl.log2(total), mask=rows < GROUP)
 
 
-@jit(do_not_specialize=("num_splits",))
+@jit(do_not_specialize=("num_splits",), do_not_specialize_on_alignment=("context_lens_ptr",))
 def _reduce_splits_kernel(
     partial_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits, HEAD_DIM) float32
     log_sum_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits) float32
@@ -325,10 +328,9 @@ def decode_attention_triton(
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tile_rows, num_row_tiles = _row_tiles(num_heads // num_kv_heads)
     num_splits, min_split_tiles, tile_tokens, tiles_in_flight = tiling
-    partial = log_sum = out  # not touched by a single split
-    if num_splits > 1:
-        partial = torch.empty((num_sequences, num_heads, num_splits, head_dim), dtype=torch.float32, device=out.device)
-        log_sum = torch.empty((num_sequences, num_heads, num_splits), dtype=torch.float32, device=out.device)
+    num_partials = num_splits if num_splits > 1 else 0  # a single split writes the output itself
+    partial = torch.empty((num_sequences, num_heads, num_partials, head_dim), dtype=torch.float32, device=out.device)
+    log_sum = torch.empty((num_sequences, num_heads, num_partials), dtype=torch.float32, device=out.device)
     tile_dims = next_power_of_2(head_dim)
     _decode_attention_kernel[(num_sequences, num_kv_heads * num_row_tiles, num_splits)](
         query,

@@ -91,7 +91,10 @@ def _attend_tile(
     return new_top, total, acc
 
 
-@jit(do_not_specialize=("table_stride", "num_slots"))
+@jit(
+    do_not_specialize=("table_stride", "num_slots"),
+    do_not_specialize_on_alignment=("table_ptr", "query_start_ptr", "context_lens_ptr"),
+)
 def _prefill_attention_kernel(
     query_ptr: tl.pointer_type,  # (num_tokens, NUM_HEADS, HEAD_DIM)
     kv_ptr: tl.pointer_type,  # (num_blocks, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)

@@ -46,7 +46,7 @@ def _rotate(
     tl.store(second_ptr, (second * cos[None, :] + first * sin[None, :]).to(dtype), mask=mask)
 
 
-@jit()
+@jit(do_not_specialize_on_alignment=("positions_ptr",))
 def _rotary_embedding_kernel(
     query_ptr: tl.pointer_type,  # (num_tokens, NUM_HEADS, 2 * HALF_DIM)
     key_ptr: tl.pointer_type,  # (num_tokens, NUM_KV_HEADS, 2 * HALF_DIM)

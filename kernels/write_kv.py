@@ -22,7 +22,7 @@ from pbench.kernels.launch import (
 )
 
 
-@jit(do_not_specialize=("block_size",))
+@jit(do_not_specialize=("block_size",), do_not_specialize_on_alignment=("slots_ptr",))
 def _write_kv_kernel(
     key_ptr: tl.pointer_type,  # (num_tokens, NUM_KV_HEADS, HEAD_DIM)
     value_ptr: tl.pointer_type,  # (num_tokens, NUM_KV_HEADS, HEAD_DIM)

@@ -54,7 +54,8 @@ def compile_kernel(kernel, constants, dtype="bf16", **options):
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS).get(name, f"*{dtype}")
-            attributes[(i,)] = [["tt.divisibility", 16]]
+            if name not in INTEGER_POINTERS:  # those are not specialised on their alignment
+                attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
     source = ASTSource(kernel, signature, constants, attributes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pbench.engine.content_index import ContentIndex
 from pbench.engine.eviction import EvictionPolicy, LeastRecentlyUsed
 
 
@@ -21,8 +22,7 @@ class BlockPool:
         self.num_evicted = 0
         self._free_block_ids = list(range(num_blocks - 1, -1, -1))
         self._evictable = LeastRecentlyUsed() if eviction is None else eviction
-        self._block_by_digest: dict[bytes, int] = {}
-        self._digest_by_block: dict[int, bytes] = {}
+        self._index = ContentIndex(num_blocks)
 
     @property
     def num_free(self) -> int:
@@ -57,34 +57,35 @@ class BlockPool:
     def _evict(self, count: int) -> list[int]:
         """Give up cached blocks."""
         block_ids = self._evictable.pop(count)
-        block_by_digest, digest_by_block = self._block_by_digest, self._digest_by_block
-        for block_id in block_ids:
-            del block_by_digest[digest_by_block.pop(block_id)]
+        self._index.remove(block_ids)
         self.num_evicted += count
         return block_ids
 
-    def acquire(self, block_id: int) -> None:
-        """Add a reference to a held or cached block."""
-        if self.num_refs[block_id] == 0:
-            self._evictable.remove(block_id)
-        self.num_refs[block_id] += 1
+    def acquire(self, block_ids: Iterable[int]) -> None:
+        """Add a reference to each, held or cached."""
+        num_refs = self.num_refs
+        for block_id in block_ids:
+            if num_refs[block_id] == 0:
+                self._evictable.remove(block_id)
+            num_refs[block_id] += 1
 
     def release(self, block_ids: list[int]) -> None:
         """Drop a reference to each, in order; without any a block is cached, or free if the cache does not know it."""
-        num_refs, digest_by_block = self.num_refs, self._digest_by_block
+        num_refs, digest_by_block = self.num_refs, self._index.digest_by_block
+        is_cache_empty = self._index.is_empty
         for block_id in block_ids:
             num_left = num_refs[block_id] - 1
             assert num_left >= 0, f"block {block_id} is released but not held"
             num_refs[block_id] = num_left
             if num_left == 0:
-                if block_id in digest_by_block:
-                    self._evictable.add(block_id)
-                else:
+                if is_cache_empty or digest_by_block[block_id] is None:
                     self._free_block_ids.append(block_id)
+                else:
+                    self._evictable.add(block_id)
 
     def find(self, digest: bytes) -> int | None:
         """The block with this content, held or cached."""
-        return self._block_by_digest.get(digest)
+        return self._index.find(digest)
 
     def is_cached_only(self, block_id: int) -> bool:
         """Whether the block has no owner and is kept for the cache."""
@@ -92,18 +93,16 @@ class BlockPool:
 
     def register(self, block_ids: list[int], digests: list[bytes]) -> None:
         """Let ``find`` know held, full blocks by their content, but for content that another block has already."""
-        num_refs, block_by_digest, digest_by_block = self.num_refs, self._block_by_digest, self._digest_by_block
-        for block_id, digest in zip(block_ids, digests, strict=True):
+        num_refs = self.num_refs
+        for block_id in block_ids:
             assert num_refs[block_id] > 0, f"block {block_id} is registered but not held"
-            assert block_id not in digest_by_block, f"block {block_id} is registered twice"
-            if block_by_digest.setdefault(digest, block_id) == block_id:
-                digest_by_block[block_id] = digest
+        self._index.add(block_ids, digests)
         self._evictable.register(block_ids)
 
     def forget(self, block_id: int) -> None:
         """Free a cached block: what it was to hold never came."""
         self._evictable.remove(block_id)
-        del self._block_by_digest[self._digest_by_block.pop(block_id)]
+        self._index.remove([block_id])
         self._free_block_ids.append(block_id)
 
     def check_integrity(self, owners: Iterable[int]) -> None:
@@ -125,9 +124,10 @@ class BlockPool:
             assert expected[block_id] == 0, f"block {block_id} is available and held at once"
         num_held = sum(count > 0 for count in expected)
         assert len(free) + self.num_cached + num_held == self.num_blocks, "free + cached + held is not the pool"
-        assert free.isdisjoint(self._digest_by_block), "the cache index knows a free block"
-        assert set(self._evictable) <= set(self._digest_by_block), "a cached block is not in the cache index"
-        assert {b: d for d, b in self._block_by_digest.items()} == self._digest_by_block, "the cache index is torn"
+        self._index.check_integrity()
+        digest_by_block = self._index.digest_by_block
+        assert all(digest_by_block[block_id] is None for block_id in free), "the cache index knows a free block"
+        assert None not in map(digest_by_block.__getitem__, self._evictable), "a cached block is not in the cache index"
 
 
 def num_blocks_for(num_prompt_tokens: int, max_tokens: int, n: int, block_size: int) -> int:

@@ -3,11 +3,11 @@
 Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 
 from pbench.engine.block_pool import BlockPool, num_blocks_for
+from pbench.engine.content_index import extend_digests
 from pbench.engine.eviction import EVICTION_POLICIES
 from pbench.engine.kv_cost import BlockCost
 from pbench.engine.memory import MemoryCounters
@@ -16,11 +16,6 @@ from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
 from pbench.engine.swap_space import SwapSpace
-
-
-def _root_digest(salt: str) -> bytes:
-    """What the first block's digest is chained to: requests with different salts never share a block."""
-    return hashlib.sha256(salt.encode()).digest()
 
 
 class _Table:
@@ -106,8 +101,7 @@ class PagedMemory:
         if num_wanted > num_available - self._num_kept_back(num_running):
             return None
         paid_ns = self._cost.join(block_ids, pool.num_refs)
-        for block_id in block_ids:
-            pool.acquire(block_id)
+        pool.acquire(block_ids)
         self._tables[seq.seq_id] = _Table(block_ids, digests[: len(block_ids)], paid_ns)
         self._sequences[seq.seq_id] = seq
         return len(block_ids) * self.block_size
@@ -151,8 +145,7 @@ class PagedMemory:
         """See ``KVMemory.fork``."""
         table = self._tables[parent.seq_id]
         paid_ns = self._cost.join(table.block_ids, self._pool.num_refs)
-        for block_id in table.block_ids:
-            self._pool.acquire(block_id)
+        self._pool.acquire(table.block_ids)
         self._tables[child.seq_id] = _Table(list(table.block_ids), list(table.digests), paid_ns)
         self._sequences[child.seq_id] = child
         self._num_forks += 1
@@ -227,8 +220,7 @@ class PagedMemory:
         if num_wanted > num_available - self._num_kept_back(num_running):
             return False
         paid_ns_by_block = {block_id: self._cost.join([block_id], pool.num_refs) for block_id in cached}
-        for block_id in cached:
-            pool.acquire(block_id)
+        pool.acquire(cached)
         block_by_host: dict[int, int] = {}
         for host_id, found_id in found.items():
             block_id = pool.allocate(1)[0] if found_id is None else found_id
@@ -247,7 +239,7 @@ class PagedMemory:
             for block_id in block_ids:
                 if block_id in owned:
                     paid_ns += self._cost.join([block_id], pool.num_refs)
-                    pool.acquire(block_id)
+                    pool.acquire([block_id])
                 else:
                     paid_ns += paid_ns_by_block.get(block_id, 0.0)
                 owned.add(block_id)
@@ -353,10 +345,11 @@ class PagedMemory:
         if self._memo[0] != seq.seq_id:
             self._memo = (seq.seq_id, [])
         digests = self._memo[1]
-        for index in range((num_tokens - 1) // self.block_size):
-            if index == len(digests):
-                self._extend_digests(seq, digests, index + 1)
-            block_id = self._pool.find(digests[index])
+        find, num_wanted = self._pool.find, (num_tokens - 1) // self.block_size
+        for index in range(num_wanted):
+            if index == len(digests):  # in strides that double: a miss wastes no more than the hits before it cost
+                self._extend_digests(seq, digests, min(2 * index + 1, num_wanted))
+            block_id = find(digests[index])
             if block_id is None:
                 break
             block_ids.append(block_id)
@@ -365,12 +358,7 @@ class PagedMemory:
     def _extend_digests(self, seq: Sequence, digests: list[bytes], num_blocks: int) -> None:
         """Append the digests of the sequence's next full blocks, until there are ``num_blocks``."""
         tokens = seq.token_ids[len(digests) * self.block_size : num_blocks * self.block_size]
-        num_bytes = self.block_size * tokens.itemsize
-        content = tokens.tobytes()
-        digest = digests[-1] if digests else _root_digest(seq.request.cache_salt)
-        for start in range(0, len(content), num_bytes):
-            digest = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
-            digests.append(digest)
+        extend_digests(digests, tokens, self.block_size, seq.request.cache_salt)
 
     def _num_kept_back(self, num_running: int) -> int:
         """Blocks that admission leaves free, so that running sequences grow and are not preempted right away.

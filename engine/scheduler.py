@@ -231,12 +231,13 @@ class Scheduler:
         for seq in state.active:
             # Before the fork only the prompt, which all share.
             end = len(seq.token_ids) if state.is_forked else seq.num_prompt_tokens
-            num_wanted = end - seq.num_computed_tokens
-            num_tokens = min(num_wanted, budget)
-            if num_wanted == 0:
+            num_tokens = end - seq.num_computed_tokens
+            if num_tokens == 0:
                 continue  # a beam that waits for the others
-            if num_tokens == 0 or (num_tokens < num_wanted and not self.is_prefill_chunked):
-                break
+            if num_tokens > budget:
+                if budget == 0 or not self.is_prefill_chunked:
+                    break
+                num_tokens = budget
             changed_from = self.memory.grow(seq, num_tokens)
             if changed_from is None:
                 return None
@@ -254,12 +255,12 @@ class Scheduler:
         counts: StepCounts,
     ) -> int:
         """Turn grown sequences into the plan, fork where the prompt is complete. Returns the tokens used."""
-        num_used = 0
+        num_used, memory = 0, self.memory
         for seq, num_tokens in work:
-            start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_tokens
-            seq.num_computed_tokens = end
-            self.memory.commit(seq)
-            entries, changed_from = self.memory.table(seq), seq.num_table_entries_sent
+            start, max_computed_tokens = seq.num_computed_tokens, seq.max_computed_tokens
+            seq.num_computed_tokens = end = start + num_tokens
+            memory.commit(seq)
+            entries, changed_from = memory.table(seq), seq.num_table_entries_sent
             seq.num_table_entries_sent = len(entries)
             samples: tuple[Sample, ...] = ()
             if not state.is_forked and end == seq.num_prompt_tokens:
@@ -274,15 +275,15 @@ class Scheduler:
                 )
             )
             num_used += num_tokens
-            if num_tokens == 1 and start >= seq.num_prompt_tokens and end > seq.max_computed_tokens:
+            if num_tokens == 1 and start >= seq.num_prompt_tokens and end > max_computed_tokens:
                 counts.num_decode_tokens += 1
             else:
                 counts.num_prefill_tokens += num_tokens
-            if start < seq.max_computed_tokens:
-                num_recomputed = min(end, seq.max_computed_tokens) - start
+            if start < max_computed_tokens:
+                num_recomputed = min(end, max_computed_tokens) - start
                 state.num_recomputed_tokens += num_recomputed
                 counts.num_recomputed_tokens += num_recomputed
-            if end > seq.max_computed_tokens:
+            if end > max_computed_tokens:
                 seq.max_computed_tokens = end
         return num_used
 

@@ -411,6 +411,18 @@ def test_a_prefix_is_evicted_after_what_continues_it() -> None:
     assert memory.admit(again, 12, 0) == 8  # the last block of the old prompt went first
 
 
+@pytest.mark.parametrize("num_shared_blocks", range(10))
+def test_a_prefix_is_found_to_its_last_block(num_shared_blocks: int) -> None:
+    memory = PagedMemory(num_blocks=32, block_size=4)
+    old = _sequence(0, 0, 1, [7] * 37)
+    memory.admit(old, 37, 0)
+    memory.grow(old, 37)
+    old.num_computed_tokens = 37
+    memory.commit(old)
+    num_shared = 4 * num_shared_blocks
+    assert memory.admit(_sequence(1, 0, 1, [7] * num_shared + [8] * (37 - num_shared)), 37, 0) == num_shared
+
+
 def test_the_watermark_keeps_room_back_only_while_something_runs() -> None:
     memory = PagedMemory(num_blocks=10, block_size=4, watermark=0.2)
     assert memory.admit(_sequence(0, 36, 4), 36, 1) is None

@@ -2,7 +2,7 @@
 
 import importlib.util
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pbench.engine.block_pool import BlockPool
 from pbench.engine.buddy import BuddyAllocator
 from pbench.engine.buddy_memory import BuddyMemory
+from pbench.engine.content_index import ContentIndex
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.extents import ExtentAllocator
 from pbench.engine.paged_memory import PagedMemory
@@ -67,9 +68,8 @@ def _double_release(release: Method) -> Method:
 
 
 def _uncounted_share(acquire: Method) -> Method:
-    def acquire_without_counting(self: BlockPool, block_id: int) -> None:
-        if self.num_refs[block_id] == 0:
-            acquire(self, block_id)
+    def acquire_without_counting(self: BlockPool, block_ids: Iterable[int]) -> None:
+        acquire(self, [block_id for block_id in block_ids if self.num_refs[block_id] == 0])
 
     return acquire_without_counting
 
@@ -119,14 +119,13 @@ def _too_early(commit: Method) -> Method:
     return commit_unplanned
 
 
-def _never_forgotten(evict: Method) -> Method:
-    def evict_without_forgetting(self: BlockPool, *args: Any) -> Any:
-        index = dict(self._block_by_digest)
-        result = evict(self, *args)
-        self._block_by_digest |= index
-        return result
+def _never_forgotten(remove: Method) -> Method:
+    def remove_one_way(self: ContentIndex, block_ids: list[int]) -> None:
+        shards = {name: dict(shard) for name, shard in self._shards.items()}
+        remove(self, block_ids)
+        self._shards = shards
 
-    return evict_without_forgetting
+    return remove_one_way
 
 
 def _unmerged(_: Method) -> Method:
@@ -224,7 +223,7 @@ MUTANTS = [
     Mutant("a prefix hit is one block too long", "PagedMachine", PagedMemory, "_find_prefix", _one_token_further),
     Mutant("a digest leaves out its parent", "PagedMachine", PagedMemory, "_extend_digests", _parentless),
     Mutant("a block is cached before it is full", "PagedMachine", PagedMemory, "commit", _too_early),
-    Mutant("an evicted block can still be found", "PagedMachine", BlockPool, "allocate", _never_forgotten),
+    Mutant("an evicted block can still be found", "PagedMachine", ContentIndex, "remove", _never_forgotten),
     Mutant("a block is not swapped out", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("out")),
     Mutant("a block is not swapped in", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("back")),
     Mutant("buddies are not merged", "BuddyMachine", BuddyAllocator, "free", _unmerged),

@@ -53,7 +53,7 @@ def some_requests(count: int, sampling: SamplingParams | None = None) -> list[Re
 
 
 def without_times(record: StepRecord | RequestRecord) -> dict[str, Any]:
-    return {name: value for name, value in asdict(record).items() if not name.endswith("_ns")}
+    return {name: value for name, value in asdict(record).items() if not name.endswith(("_ns", "_seconds"))}
 
 
 @pytest.mark.parametrize(

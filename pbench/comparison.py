@@ -45,6 +45,8 @@ _SHOWN = (
 def print_comparison(result: RunResult, console: Console) -> None:
     """Print the table, and below it how engines failed and what to know before believing the figures."""
     console.print(_table(result.engines))
+    if len(result.engines) > 2:
+        console.print(Text(_ratio_line(result.engines)), soft_wrap=True)
     for engine in result.engines:
         if engine.memory:
             console.print(Text(f"memory at its peak ({engine.spec}): {_memory_line(engine.memory)}"), soft_wrap=True)
@@ -55,6 +57,13 @@ def print_comparison(result: RunResult, console: Console) -> None:
         who = [engine.spec for engine in result.engines if note in engine.notes]
         scope = "" if len(who) == len(result.engines) else f" ({', '.join(who)})"
         console.print(Text(f"note{scope}: {printable(note)}"), soft_wrap=True)
+
+
+def _ratio_line(engines: tuple[EngineResult, ...]) -> str:
+    first, *others = engines
+    name = "output_tokens_per_s"
+    ratios = (f"{format_ratio(first.summary.get(name), other.summary.get(name))} {other.spec}" for other in others)
+    return f"output tokens/s of {first.spec}: {', '.join(ratios)}"
 
 
 def _memory_line(memory: Mapping[str, int]) -> str:
@@ -71,11 +80,12 @@ def format_ratio(first: float | None, other: float | None) -> str:
 
 
 def _table(engines: tuple[EngineResult, ...]) -> RenderableType:
-    first, *others = engines
+    first = engines[0]
+    others = engines[1:] if len(engines) == 2 else ()  # more ratios than one would not fit beside the figures
     table = Table(pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     for engine in engines:
-        table.add_column(Text(printable(engine.spec)), justify="right")
+        table.add_column(Text(printable(engine.spec)), justify="right", overflow="fold")
     for other in others:
         table.add_column(Text(f"{first.spec} / {other.spec}"), justify="right")
     table.add_row(Text("status"), *(Text(engine.status) for engine in engines), *([""] * len(others)))
@@ -88,6 +98,6 @@ def _table(engines: tuple[EngineResult, ...]) -> RenderableType:
         table.add_row(
             Text(metric.label),
             *(Text(NOT_MEASURED if value is None else format_quantity(value, metric.unit)) for value in values),
-            *(format_ratio(values[0], value) for value in values[1:]),
+            *(format_ratio(values[0], other.summary.get(name)) for other in others),
         )
     return table

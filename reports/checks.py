@@ -119,7 +119,7 @@ def _accounted(subjects: Sequence[Subject]) -> Check:
 
 
 def _kept(subjects: Sequence[Subject]) -> Check:
-    name = "no request left out"
+    name = "no request dropped"
     num_dropped = {
         dropped for subject in subjects if (dropped := subject.run.workload.get("num_dropped_too_long")) is not None
     }
@@ -132,7 +132,7 @@ def _kept(subjects: Sequence[Subject]) -> Check:
             "warn",
             f"{format_number(worst)} requests too long for the model were dropped, in all engines alike",
         )
-    return Check(name, "pass", "all requests of the workload were offered")
+    return Check(name, "pass", "none of those read was too long for the model")
 
 
 def _sampled(subjects: Sequence[Subject]) -> Check:

@@ -78,9 +78,9 @@ def result(*engines: EngineResult) -> RunResult:
     return RunResult("id", "2026-01-01", "complete", (), {}, {}, {}, engines)
 
 
-def printed(run: RunResult) -> str:
+def printed(run: RunResult, width: int = 140) -> str:
     stream = io.StringIO()
-    print_comparison(run, Console(file=stream, width=140))
+    print_comparison(run, Console(file=stream, width=width))
     return stream.getvalue()
 
 
@@ -93,6 +93,15 @@ def test_engines_stand_side_by_side_with_the_first_over_the_others() -> None:
     waste = next(line for line in lines if line.startswith("waste"))
     assert [cell.strip() for cell in waste.split("│")] == ["waste", "2 %", "-", "-"]
     assert not any(line.startswith("TTFT") for line in lines)  # measured by none
+
+
+def test_five_engines_fit_eighty_columns() -> None:
+    specs = ("paged", "contiguous:max", "contiguous:pow2", "contiguous:oracle", "static")
+    summaries = ({"output_tokens_per_s": 1000.0 * (5 - index)} for index in range(5))
+    engines = (EngineResult(spec, "complete", summary=summary) for spec, summary in zip(specs, summaries, strict=True))
+    text = printed(result(*engines), width=80)
+    assert "…" not in text
+    assert "output tokens/s of paged: 1.25x contiguous:max, 1.67x contiguous:pow2, 2.50x contiguous:oracle" in text
 
 
 def test_reasons_and_notes_are_printed_as_text() -> None:

@@ -63,7 +63,7 @@ def test_unequal_pools_are_a_warning(subjects: list[Subject]) -> None:
 
 def test_dropped_requests_are_a_warning(builder: Builder) -> None:
     run = builder().add_engine("paged").write(workload={"num_dropped_too_long": 3})
-    assert outcome(load_subjects([run]), "no request left out") == "warn"
+    assert outcome(load_subjects([run]), "no request dropped") == "warn"
 
 
 def test_a_hole_in_the_samples_is_a_warning(subjects: list[Subject]) -> None:

@@ -38,6 +38,7 @@ class SimulationOptions:
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_running: int | None = None
+    eviction: str = "lru"
     preemption: str = "recompute"
     host_memory: str | None = None
     no_prefix_cache: bool = False
@@ -149,6 +150,7 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
         max_batch_tokens=options.max_batch_tokens,
         max_running=options.max_running,
         seed=choice.seed,
+        eviction=options.eviction,
         preemption=options.preemption,
         host_memory=options.host_memory,
         dtype=options.dtype,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from pbench.commands.engine_options import engine_options
 from pbench.commands.workload_options import playing_options
 from pbench.errors import RunFailedError
 from pbench.units import display_path, slug
@@ -28,13 +29,7 @@ Exit codes:
 
 @click.command(epilog=_EXIT_CODES)
 @click.option("--workload", required=True, metavar="NAME|FILE", help="A built-in workload, or a file of requests.")
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    metavar="SPEC",
-    help="An engine; repeatable.  [default: paged and contiguous:max]",
-)
+@engine_options
 @click.option(
     "--model",
     metavar="PRESET|DIR",
@@ -47,37 +42,11 @@ Exit codes:
     help="Prompt and output tokens of a request, at most; longer ones are dropped and counted.",
 )
 @click.option(
-    "--block-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Slots in a block of the paged memory.",
-)
-@click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most.")
-@click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most.")
-@click.option(
     "--limit",
     type=click.IntRange(min=0),
     help="Play the first N requests; 0 for all.  [default: all on a GPU, a few on the CPU]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the workload, its prompts and random weights.")
-@click.option(
-    "--eviction",
-    type=click.Choice(["lru", "fifo"]),
-    default="lru",
-    show_default=True,
-    help="Which cached block the prefix cache gives up first.",
-)
-@click.option(
-    "--preemption",
-    type=click.Choice(["recompute", "swap", "auto"]),
-    default="recompute",
-    show_default=True,
-    help="What happens to a request that must make room in the paged pool; auto takes what was measured cheaper.",
-)
-@click.option(
-    "--host-memory", metavar="SIZE", help="Host memory for swapped blocks, where swapped.  [default: as the pool]"
-)
 @click.option(
     "--threads",
     type=click.IntRange(min=0),
@@ -116,8 +85,6 @@ Exit codes:
     metavar="SECONDS",
     help="Kill an engine that takes longer.",
 )
-@click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew.")
-@click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step.")
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pbench.commands.engine_options import engine_options
 from pbench.commands.workload_options import workload_choice, workload_options
 from pbench.errors import RunFailedError
 from pbench.simulation_settings import (
@@ -44,13 +45,7 @@ Exit codes:
 
 @click.command(epilog=_EXIT_CODES)
 @click.option("--workload", required=True, metavar="NAME|FILE", help="A built-in workload, or a file of requests.")
-@click.option(
-    "--engine",
-    "engines",
-    multiple=True,
-    metavar="SPEC",
-    help="An engine; repeatable.  [default: paged and contiguous:max]",
-)
+@engine_options
 @click.option(
     "--model", default=DEFAULT_MODEL, show_default=True, metavar="PRESET|DIR", help="Whose shapes; no weights are read."
 )
@@ -101,25 +96,6 @@ Exit codes:
 @click.option(
     "--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True, help="Of weights, KV."
 )
-@click.option(
-    "--block-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Slots in a block of the paged memory.",
-)
-@click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most.")
-@click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most.")
-@click.option(
-    "--preemption",
-    type=click.Choice(["recompute", "swap", "auto"]),
-    default="recompute",
-    show_default=True,
-    help="What happens to a request that must make room in the paged pool; auto takes what is cheaper.",
-)
-@click.option(
-    "--host-memory", metavar="SIZE", help="Host memory for swapped blocks, where swapped.  [default: as the pool]"
-)
 @workload_options
 @click.option(
     "--out",
@@ -127,8 +103,6 @@ Exit codes:
     metavar="DIR",
     help="The run folder; of a sweep, a folder of run folders.  [default: runs/<UTC time>-<workload>]",
 )
-@click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew.")
-@click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step.")
 @click.pass_context
 def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int | None, **options: Any) -> None:
     """Play a workload through the same scheduler and memories without a model or a GPU.

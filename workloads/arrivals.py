@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from pbench.workloads.errors import WorkloadError
 from pbench.workloads.parameters import nearest_name
+from pbench.workloads.row import MAX_ARRIVAL_NS
 from pbench.workloads.streams import Stream
 
 Int64s = npt.NDArray[np.int64]
@@ -63,6 +64,9 @@ class Arrivals:
         """Arrival of each request, nanoseconds after the first. Shape (N,), int64, not decreasing.
 
         ``recorded_ns``, shape (N,), counts for ``recorded`` only, and N for the others.
+
+        Raises:
+            WorkloadError: the last time is beyond MAX_ARRIVAL_NS.
         """
         count = len(recorded_ns)
         if count == 0 or not self.is_timed:
@@ -71,6 +75,7 @@ class Arrivals:
             case "recorded", ():
                 return recorded_ns - int(recorded_ns[0])
             case "constant", (rate,):
+                _refuse_too_late((count - 1) * 1e9 / rate)
                 return np.asarray([round(i * 1e9 / rate) for i in range(count)], dtype=np.int64)
             case "poisson", (rate,):
                 return _cumulative_ns([gap / rate for gap in stream.exponentials(count - 1)])
@@ -114,8 +119,14 @@ def _number(text: str, name: str, word: str) -> float:
 
 
 def scale_rate(times_ns: Int64s, rate_scale: float) -> Int64s:
-    """Arrivals at ``rate_scale`` times the rate: 2.0 halves every time."""
-    return np.rint(times_ns / rate_scale).astype(np.int64)
+    """Arrivals at ``rate_scale`` times the rate: 2.0 halves every time. Shape (N,), int64, not decreasing.
+
+    Raises:
+        WorkloadError: the last time is beyond MAX_ARRIVAL_NS.
+    """
+    scaled_ns = times_ns / rate_scale
+    _refuse_too_late(scaled_ns[-1] if len(scaled_ns) else 0)
+    return np.rint(scaled_ns).astype(np.int64)
 
 
 def dejitter(times_ns: Int64s) -> Int64s:
@@ -136,8 +147,7 @@ def dejitter(times_ns: Int64s) -> Int64s:
 
 
 def _cumulative_ns(gaps_s: list[float]) -> Int64s:
-    times_us = accumulate((round(gap * 1e6) for gap in gaps_s), initial=0)
-    return np.asarray([time * 1000 for time in times_us], dtype=np.int64)
+    return _from_us(list(accumulate((round(gap * 1e6) for gap in gaps_s), initial=0)))
 
 
 def _ramp_ns(exponentials: list[float], first: float, last: float) -> Int64s:
@@ -156,4 +166,19 @@ def _ramp_ns(exponentials: list[float], first: float, last: float) -> Int64s:
         else:  # the root of the quadratic, in the form that holds for a slope of 0 as well
             time = 2 * expected / (first + math.sqrt(max(first * first + 2 * slope * expected, 0.0)))
         times_us.append(round(time * 1e6))
-    return np.asarray([time * 1000 for time in times_us], dtype=np.int64)
+    return _from_us(times_us)
+
+
+def _from_us(times_us: list[int]) -> Int64s:
+    """Times in nanoseconds, from at least one in microseconds, not decreasing."""
+    _refuse_too_late(times_us[-1] * 1000)
+    return np.asarray(times_us, dtype=np.int64) * 1000
+
+
+def _refuse_too_late(last_ns: float) -> None:
+    """Refuse times before they are put into 64 bits, where they would wrap round."""
+    if last_ns > MAX_ARRIVAL_NS:
+        raise WorkloadError(
+            f"the last request would arrive after {last_ns / 1e9:.4g} s, and times end at {MAX_ARRIVAL_NS / 1e9:.4g} s;"
+            " use a higher rate or rate scale, or fewer requests"
+        )

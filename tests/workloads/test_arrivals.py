@@ -146,3 +146,32 @@ def test_dejitter_does_not_overflow_when_many_share_a_long_tick() -> None:
     spread = dejitter(ticks)
     assert bool((np.diff(spread) > 0).all())
     assert spread[-2] < 2**61
+
+
+class SlowStream(Stream):
+    """Draws gaps that only a hundred million requests would add up to."""
+
+    def exponentials(self, count: int) -> list[float]:
+        return [1e8] * count
+
+    def gammas(self, count: int, shape: float) -> list[float]:
+        return [1e8] * count
+
+
+@pytest.mark.parametrize("text", ["poisson:0.001", "gamma:0.001:1", "ramp:0.001:0.001"])
+def test_random_times_that_64_bits_cannot_hold_are_refused(text: str) -> None:
+    with pytest.raises(WorkloadError, match=r"the last request would arrive after 1e\+12 s"):
+        parse_arrivals(text).times_ns(np.zeros(11, dtype=np.int64), SlowStream(0, "arrivals"))
+
+
+def test_constant_times_that_64_bits_cannot_hold_are_refused() -> None:
+    recorded = np.broadcast_to(np.int64(0), 10**7)  # one number in memory
+    with pytest.raises(WorkloadError, match=r"after 1e\+10 s, and times end at"):
+        parse_arrivals("constant:0.001").times_ns(recorded, Stream(0, "arrivals"))
+
+
+@pytest.mark.parametrize("rate_scale", [1e-6, 0.2])
+def test_scaled_times_that_64_bits_cannot_hold_are_refused(rate_scale: float) -> None:
+    with pytest.raises(WorkloadError, match="use a higher rate or rate scale, or fewer requests"):
+        scale_rate(np.array([0, 2**61], dtype=np.int64), rate_scale)
+    assert scale_rate(np.array([0, 2**61], dtype=np.int64), 0.5).tolist() == [0, 2**62]

@@ -89,6 +89,7 @@ def fault(write: Write, content: str | bytes, **options: object) -> str:
         (AZURE + "2023-13-16 18:15:47,5,3\n", 3, "TIMESTAMP", "is '2023-13-16 18:15:47': month must be in 1..12"),
         (AZURE + "yesterday,5,3\n", 3, "TIMESTAMP", "is 'yesterday', not a time such as"),
         (AZURE + "1023-11-16 18:15:47,5,3\n", 3, "TIMESTAMP", "before 1970"),
+        (AZURE + "2400-11-16 18:15:47,5,3\n", 3, "TIMESTAMP", "is '2400-11-16 18:15:47', later than 2116"),
         (AZURE + "2023-11-16 18:15:45,5,3\n", 3, "TIMESTAMP", "is 1.68 s before the row above"),
         (AZURE + "2023-11-16 18:15:47,5\n", 3, "GeneratedTokens", "2 cells where the header has 3; field"),
         (BURSTGPT + "nan,ChatGPT,5,3\n", 3, "Timestamp", "is 'nan', outside"),

@@ -9,7 +9,7 @@ from pbench.workloads.parameters import Values
 from pbench.workloads.readers.fields import Record, csv_records, has_columns
 from pbench.workloads.readers.format import Format
 from pbench.workloads.readers.source import Source
-from pbench.workloads.row import Row, private_row
+from pbench.workloads.row import MAX_ARRIVAL_NS, Row, private_row
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _TIME = re.compile(
@@ -17,6 +17,7 @@ _TIME = re.compile(
     re.ASCII,
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = _EPOCH + timedelta(seconds=MAX_ARRIVAL_NS // 10**9)
 
 
 def read(source: Source, _parameters: Values) -> Iterator[Row]:
@@ -41,6 +42,8 @@ def _time_ns(record: Record) -> int:
         record.fault("TIMESTAMP", f"is {text!r}: {error}")
     if seconds < 0:
         record.fault("TIMESTAMP", f"is {text!r}, before 1970")
+    if seconds >= MAX_ARRIVAL_NS // 10**9:
+        record.fault("TIMESTAMP", f"is {text!r}, later than {_LAST:%Y-%m-%d}")
     return seconds * 10**9 + int((match["fraction"] or "0").ljust(9, "0"))
 
 

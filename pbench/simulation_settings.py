@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from pbench.ceilings import Ceilings, read_ceilings
 from pbench.defaults import GPU_DEFAULTS
 from pbench.engine.hardware import HardwareProfile, find_hardware
 from pbench.engine.model_config import DTYPE_BYTES, load_model_config
@@ -30,6 +32,7 @@ class SimulationOptions:
     kv_memory: str | None = None
     capacity_sweep: str | None = None  # sizes, separated by commas
     gpu: str = DEFAULT_GPU
+    ceilings: Path | None = None  # a file of `pbench kernels --json`
     bandwidth: float | None = None  # GB/s
     flops: float | None = None  # TFLOP/s
     efficiency: float = 1.0
@@ -64,10 +67,12 @@ class SimulationSettings:
     def note(self) -> str:
         """What a reader must know before believing a time."""
         speed = self.speed
+        measured_on = self.hardware["ceilings_of"]
+        source = self.hardware["gpu"] if measured_on is None else f"measured on {measured_on}"
         return (
             f"simulated, not measured: a step takes {speed.overhead_ns / 1e3:g} us and the longer of its bytes over"
-            f" {speed.bandwidth_bytes_per_s / 1e9:,.0f} GB/s and its FLOPs over {speed.flops_per_s / 1e12:,.0f} TFLOP/s"
-            f" ({self.hardware['gpu']})"
+            f" {speed.bandwidth_bytes_per_s / 1e9:,.0f} GB/s and its FLOPs over {speed.flops_per_s / 1e12:,.3g} TFLOP/s"
+            f" ({source})"
         )
 
 
@@ -81,7 +86,8 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
 
     """
     hardware = find_hardware(options.gpu)
-    speed = _speed(options, hardware)
+    ceilings = None if options.ceilings is None else read_ceilings(options.ceilings)
+    speed = _speed(options, hardware, ceilings)
     sizes = _kv_memory_bytes(options, hardware)
     engines = [_engines(options, choice, size) for size in sizes]
     choice = replace(choice, max_length=engines[0][0].max_length)
@@ -95,6 +101,7 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
         hardware={
             "gpu": hardware.name,
             "source": hardware.source,
+            "ceilings_of": ceilings and ceilings.device,
             "efficiency": options.efficiency,
             "bandwidth_bytes_per_s": speed.bandwidth_bytes_per_s,
             "flops_per_s": speed.flops_per_s,
@@ -104,8 +111,12 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
     )
 
 
-def _speed(options: SimulationOptions, hardware: HardwareProfile) -> Speed:
+def _speed(options: SimulationOptions, hardware: HardwareProfile, ceilings: Ceilings | None) -> Speed:
     speed = Speed.of(hardware, round(options.step_overhead * 1e3))
+    if ceilings is not None:
+        if options.bandwidth is not None or options.flops is not None:
+            raise UsageError("--ceilings measured both; leave out --bandwidth and --flops, or --ceilings")
+        speed = Speed(ceilings.copy_bytes_per_s, ceilings.matrix_flops_per_s, speed.overhead_ns)
     if options.bandwidth is not None:
         speed = replace(speed, bandwidth_bytes_per_s=options.bandwidth * 1e9)
     if options.flops is not None:

@@ -66,6 +66,12 @@ Exit codes:
     "--gpu", default=DEFAULT_GPU, show_default=True, metavar="NAME", help="Whose speed: h200, h100, a100, l40s..."
 )
 @click.option(
+    "--ceilings",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Bandwidth and rate that `pbench kernels --json FILE` measured, instead of shares of published ones.",
+)
+@click.option(
     "--bandwidth",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GB/S",

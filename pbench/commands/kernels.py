@@ -1,0 +1,89 @@
+"""``pbench kernels``: how fast the kernels are, as shares of what this machine reaches."""
+
+import json
+from pathlib import Path
+
+import click
+
+from pbench.errors import UsageError
+
+_KERNELS = ("decode", "ragged", "prefill", "shared", "copy blocks", "rows")
+
+
+@click.command()
+@click.option(
+    "--kernel",
+    "kernels",
+    type=click.Choice(_KERNELS),
+    multiple=True,
+    help="Time this one only; repeatable. Rows are the kernels that treat every token apart.  [default: all]",
+)
+@click.option("--paging-tax", is_flag=True, help="Time block tables against contiguous extents instead.")
+@click.option("--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Slots in a block.")
+@click.option("--samples", type=click.IntRange(min=3), default=20, show_default=True, help="Of every timing.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of lengths and of the order of blocks.")
+@click.option("--no-peers", is_flag=True, help="Leave out other implementations that can be imported.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to time."
+)
+@click.option(
+    "--json",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write ceilings, raw samples and the environment; `pbench simulate --ceilings` reads it.",
+)
+def kernels(
+    kernels: tuple[str, ...],
+    paging_tax: bool,
+    block_size: int,
+    samples: int,
+    seed: int,
+    no_peers: bool,
+    device: str,
+    out: Path | None,
+) -> None:
+    """Time every kernel against ceilings that are measured first: a large copy and a large matrix product.
+
+    Buffers rotate, so that a GPU's cache does not flatter; calls are replayed from CUDA graphs; the median of the
+    samples counts, with the spread from the 10th to the 90th percentile. Other implementations that can be imported
+    (FlashInfer, flash-attn, vLLM's, torch's own) are timed beside ours on the same inputs. Without a GPU the shapes are
+    scaled down and the torch references are timed: that shows that the bench works, and nothing else.
+    """
+    import torch
+    from rich.console import Console
+
+    from pbench.kernel_bench import KernelPlan, document, measure_ceilings, measure_kernels, measure_paging_tax
+    from pbench.kernel_bench_view import print_ceilings, print_measurements
+    from pbench.text_output import check_out, write_out
+
+    if block_size & (block_size - 1):
+        raise UsageError(f"--block-size {block_size}: block tables need a power of two")
+    if paging_tax and kernels:
+        raise UsageError("--paging-tax times decode attention alone; leave out --kernel")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch finds no NVIDIA GPU here; leave it out to time on the CPU")
+    check_out(out)
+    is_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    plan = KernelPlan(
+        torch.device("cuda" if is_cuda else "cpu"), kernels or _KERNELS, block_size, samples, seed, not no_peers
+    )
+    console = Console(highlight=False)
+    if not is_cuda:
+        console.print("no GPU: shapes are scaled down and the torch references are timed, not the kernels")
+    torch.manual_seed(seed)
+    with console.status("measuring the ceilings"):
+        ceilings = measure_ceilings(plan)
+    print_ceilings(ceilings, console)
+    measurements = []
+    with console.status("timing") as status:
+        for measurement in measure_paging_tax(plan) if paging_tax else measure_kernels(plan):
+            measurements.append(measurement)
+            status.update(f"timing: {measurement.kernel}, {measurement.shape} done")
+    print_measurements(measurements, ceilings, console)
+    if out is not None:
+        from pbench.environment import gpu_environment, host_environment
+
+        environment = host_environment() | {"gpu": gpu_environment(plan.device, None) if is_cuda else None}
+        text = json.dumps(document(ceilings, measurements, plan) | {"environment": environment}, indent=1)
+        write_out(out, text + "\n")

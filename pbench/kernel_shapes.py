@@ -1,0 +1,123 @@
+"""The shapes on which kernels are timed: decode from 1 x 8192 to 256 x 4096, ragged batches, prefill, shared prefixes.
+
+The heads are those of an 8-billion model of the Llama family. On the CPU everything is scaled down to what takes
+milliseconds.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+RAGGED_SIGMA = 0.9
+RAGGED_LONGEST = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of one layer."""
+
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+
+    @property
+    def kv_numel(self) -> int:
+        """K and V elements of one token."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """A batch of sequences that one attention kernel serves in one call."""
+
+    kernel: str  # "decode", "ragged", "prefill" or "shared"
+    name: str
+    context_lens: tuple[int, ...]  # tokens, those of the call included
+    is_prefill: bool = False  # every token of the context is a query; else the last one is
+    num_shared_tokens: int = 0  # at the start of every context, in the same blocks
+
+    @property
+    def num_queries(self) -> int:
+        """Query tokens of all sequences."""
+        return sum(self.context_lens) if self.is_prefill else len(self.context_lens)
+
+    def flops(self, heads: Heads) -> int:
+        """Of scores and weighted sums; a causal prefill counts half its square."""
+        pairs = sum(length * length // 2 if self.is_prefill else length for length in self.context_lens)
+        return 4 * heads.num_heads * heads.head_dim * pairs
+
+    def num_bytes(self, heads: Heads, element_bytes: int) -> int:
+        """The least that must move: every token's KV once, a shared one's once for all, queries and results."""
+        own = sum(length - self.num_shared_tokens for length in self.context_lens)
+        num_rows = 2 * self.num_queries * heads.num_heads * heads.head_dim
+        return ((own + self.num_shared_tokens) * heads.kv_numel + num_rows) * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSize:
+    """How large the bench is."""
+
+    heads: Heads
+    length_divisor: int  # of every length
+    max_batch: int
+    num_copied_blocks: int
+    num_row_tokens: tuple[int, ...]  # batches of the kernels that treat every token apart
+    hidden_size: int
+    intermediate_size: int
+
+
+GPU_SIZE = BenchSize(Heads(), 1, 1 << 30, 1024, (256, 8192), 4096, 14336)
+CPU_SIZE = BenchSize(Heads(4, 2, 32), 32, 4, 32, (16, 64), 128, 256)
+
+_UNIFORM = (
+    (1, 8192),
+    (8, 2048),
+    (8, 32768),
+    (32, 1024),
+    (64, 512),
+    (64, 4096),
+    (128, 2048),
+    (256, 512),
+    (256, 1024),
+    (256, 4096),
+)
+_RAGGED = ((256, 512), (128, 1024), (64, 2048), (32, 4096), (16, 8192))  # batch, mean
+_PREFILL = ((1, 2048), (4, 2048), (1, 8192), (1, 32768))
+_SHARED = ((256, 8192, 256), (256, 1024, 256), (64, 1024, 256), (32, 4096, 512))  # batch, shared, own
+_TAXED = ((64, 4096), (256, 1024), (8, 32768), (64, 512))
+
+
+def attention_shapes(size: BenchSize, seed: int) -> Iterator[AttentionShape]:
+    """All shapes of all attention kernels."""
+    for batch, length in _UNIFORM:
+        yield _uniform("decode", batch, length, size)
+    for full_batch, mean in _RAGGED:
+        batch, divisor = min(full_batch, size.max_batch), size.length_divisor
+        lens = tuple(max(length // divisor, 1) for length in ragged_lens(batch, mean, seed))
+        yield AttentionShape("ragged", f"{batch} of mean {mean // divisor}", lens)
+    for batch, length in _PREFILL:
+        yield replace(_uniform("prefill", batch, length, size), is_prefill=True)
+    for full_batch, *parts in _SHARED:
+        batch, (shared, own) = min(full_batch, size.max_batch), (part // size.length_divisor for part in parts)
+        lens = (shared + own,) * batch
+        yield AttentionShape("shared", f"{batch} x ({shared} + {own})", lens, num_shared_tokens=shared)
+
+
+def taxed_shapes(size: BenchSize) -> Iterator[AttentionShape]:
+    """Decode shapes on which block tables are compared with contiguous extents."""
+    for batch, length in _TAXED:
+        yield _uniform("decode", batch, length, size)
+
+
+def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:
+    """Lognormal lengths of that mean before they are clipped, the same for the same seed."""
+    generator = random.Random(f"{seed} {batch} {mean}")
+    mu = math.log(mean) - RAGGED_SIGMA**2 / 2
+    drawn = (round(generator.lognormvariate(mu, RAGGED_SIGMA)) for _ in range(batch))
+    return tuple(min(max(length, 1), RAGGED_LONGEST) for length in drawn)
+
+
+def _uniform(kernel: str, batch: int, length: int, size: BenchSize) -> AttentionShape:
+    batch, length = min(batch, size.max_batch), length // size.length_divisor
+    return AttentionShape(kernel, f"{batch} x {length}", (length,) * batch)

@@ -1,0 +1,178 @@
+"""``pbench kernels``: it measures what it says, keeps what it measured, and the simulator can use it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pbench import kernel_bench
+from pbench.__main__ import main
+from pbench.ceilings import Ceilings
+from pbench.kernel_bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
+from pbench.kernel_cases import attention_error
+from pbench.kernel_inputs import Buffers, attention_inputs
+from pbench.kernel_peers import Peer
+from pbench.kernel_shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
+from pbench.kernel_timing import Timing
+from pbench.kernels.decode_attention import decode_attention_reference
+
+CPU = torch.device("cpu")
+BUFFERS = Buffers(CPU, torch.float32, rotated_bytes=1 << 16, seed=0)
+HEADS = Heads(4, 2, 16)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a run of everything, scaled down."""
+    out = tmp_path_factory.mktemp("kernels") / "kernels.json"
+    assert main(["kernels", "--device", "cpu", "--samples", "3", "--json", str(out)]) == 0
+    return out
+
+
+def test_every_kernel_is_timed_and_right(written: Path) -> None:
+    measurements = json.loads(written.read_text())["measurements"]
+    kernels = {one["kernel"] for one in measurements}
+    assert kernels == {
+        *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul", "rotary", "write kv"
+    }  # fmt: skip
+    for one in measurements:
+        assert one["failure"] is None
+        assert min(one["samples_us"]) <= one["median_us"] <= max(one["samples_us"])
+        assert one["share_of_ceiling"] > 0
+        if one["kernel"] in ATTENTION_KERNELS:
+            assert one["error"] < 1e-5
+        if one["kernel"] == "copy blocks":
+            assert one["error"] == 0
+
+
+def test_the_simulator_takes_the_ceilings(written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ["simulate", "--workload", "chat-shared-prompt", "--limit", "2", "--engine", "paged"]
+    assert main([*command, "--ceilings", str(written), "--out", str(out)]) == 0
+    ceilings = json.loads(written.read_text())["ceilings"]
+    hardware = json.loads((out / "run.json").read_text())["config"]["hardware"]
+    assert hardware["bandwidth_bytes_per_s"] == ceilings["copy_bytes_per_s"]
+    assert hardware["flops_per_s"] == ceilings["matrix_flops_per_s"]
+    assert hardware["ceilings_of"] == ceilings["device"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read"),
+        ("}", "is not JSON"),
+        ("[1]", "has no ceilings"),
+        ('{"ceilings": {"copy_bytes_per_s": 0, "matrix_flops_per_s": 1}}', "copy_bytes_per_s is 0; it must be"),
+        ('{"ceilings": {"copy_bytes_per_s": 1, "matrix_flops_per_s": "1"}}', "matrix_flops_per_s is '1'"),
+        ('{"ceilings": {"copy_bytes_per_s": NaN, "matrix_flops_per_s": 1}}', "copy_bytes_per_s is nan"),
+    ],
+)
+def test_a_file_without_ceilings_is_refused(
+    text: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ceilings.json"
+    if text is not None:
+        path.write_text(text)
+    assert main(["simulate", "--workload", "chat-shared-prompt", "--ceilings", str(path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--block-size", "12"], "power of two"),
+        (["--paging-tax", "--kernel", "decode"], "leave out --kernel"),
+        (["--json", "/nowhere/at/all.json"], "there is no folder"),
+        pytest.param(["--device", "cuda"], "no NVIDIA GPU", marks=pytest.mark.skipif("torch.cuda.is_available()")),
+    ],
+)
+def test_options_that_cannot_work_are_refused(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["kernels", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_paging_tax_is_the_time_over_that_of_contiguous_extents() -> None:
+    measurements = list(measure_paging_tax(KernelPlan(CPU, num_samples=3)))
+    base: Measurement | None = None
+    for one in measurements:
+        assert one.timing is not None
+        assert one.error is not None
+        assert one.error < 1e-5
+        if one.implementation == kernel_bench.CONTIGUOUS:
+            base = one
+        else:
+            assert base is not None
+            assert base.timing is not None
+            assert one.shape == base.shape
+            assert one.slowdown == one.timing.median_us / base.timing.median_us
+
+
+def test_a_peer_that_fails_is_kept_with_its_reason_and_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_inputs: Any) -> Any:
+        raise RuntimeError("no kernel image\nmore")
+
+    monkeypatch.setattr(kernel_bench, "peers", lambda inputs: [Peer("theirs", broken)])
+    measurements = list(measure_kernels(KernelPlan(CPU, kernels=("shared",), num_samples=3)))
+    assert [one.implementation for one in measurements[:2]] == ["pbench", "theirs"]
+    assert measurements[1].timing is None
+    assert measurements[1].failure == "RuntimeError: no kernel image"
+    monkeypatch.setattr(kernel_bench, "attention_case", broken)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        list(measure_kernels(KernelPlan(CPU, kernels=("shared",), num_samples=3)))
+
+
+def test_a_wrong_result_is_seen() -> None:
+    shape = AttentionShape("decode", "3 x 40", (40, 33, 20))
+    inputs = attention_inputs(shape, HEADS, 16, BUFFERS)
+    out = decode_attention_reference(inputs.queries[0], inputs.kv, inputs.tables[0], inputs.context_lens, scale=0.25)
+    assert attention_error(inputs, out) < 1e-6
+    out[2, 1] *= 1.01
+    assert attention_error(inputs, out) > 1e-3
+    assert math.isnan(attention_error(inputs, torch.full_like(out, math.nan)))
+
+
+def test_calls_in_rotation_share_no_block_and_touch_enough() -> None:
+    shape = AttentionShape("shared", "3 x (32 + 9)", (41, 41, 41), num_shared_tokens=32)
+    inputs = attention_inputs(shape, HEADS, 16, BUFFERS)
+    assert len(inputs.tables) * shape.num_bytes(HEADS, 4) >= BUFFERS.rotated_bytes
+    used = [set(table.flatten().tolist()) for table in inputs.tables]
+    assert sum(map(len, used)) == len(set().union(*used)) == inputs.kv.shape[0]
+    for table in inputs.tables:
+        assert (table[:, :2] == table[0, :2]).all()
+        assert len(set(table[:, 2].tolist())) == 3
+
+
+def test_ragged_lengths_have_their_mean_and_their_spread() -> None:
+    lens = [length for seed in range(40) for length in ragged_lens(64, 2048, seed)]
+    assert 0.9 < sum(lens) / len(lens) / 2048 < 1.1
+    assert min(lens) >= 1
+    assert max(lens) <= RAGGED_LONGEST
+    assert max(lens) > 8 * 2048
+    assert ragged_lens(64, 2048, 1) == ragged_lens(64, 2048, 1) != ragged_lens(64, 2048, 2)
+
+
+def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
+    decode, prefill, shared = (
+        next(shape for shape in attention_shapes(GPU_SIZE, 0) if shape.name == name)
+        for name in ("64 x 4096", "1 x 32768", "256 x (8192 + 256)")
+    )
+    heads = GPU_SIZE.heads
+    rows_bytes = 2 * 2 * 32 * 128
+    assert decode.num_bytes(heads, 2) == 64 * (4096 * 4096 + rows_bytes)  # 4 KiB of KV a token
+    assert decode.flops(heads) == 64 * 4 * 32 * 128 * 4096
+    assert prefill.flops(heads) == 2 * 32 * 128 * 32768**2
+    assert shared.num_bytes(heads, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
+
+
+def test_a_share_is_of_the_longer_bound() -> None:
+    timing = Timing((30.0, 10.0, 20.0), 1)
+    ceilings = Ceilings("", 1e12, 1e14)
+    assert Measurement("", "", "", 10_000_000, 0, timing).share(ceilings) == pytest.approx(0.5)
+    assert Measurement("", "", "", 10, 10**9, timing).share(ceilings) == pytest.approx(0.5)
+    assert Measurement("", "", "", 10, 0, None).share(ceilings) is None
+    assert timing.spread == pytest.approx((28 - 12) / 20)

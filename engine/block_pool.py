@@ -1,6 +1,6 @@
 """BlockPool: which blocks are free, held (and by how many), or kept only for the prefix cache."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from pbench.engine.content_index import ContentIndex
 from pbench.engine.eviction import EvictionPolicy, LeastRecentlyUsed
@@ -38,6 +38,10 @@ class BlockPool:
     def num_available(self) -> int:
         """Blocks that ``allocate`` can hand out: free ones, then cached ones."""
         return len(self._free_block_ids) + len(self._evictable)
+
+    def cached_block_ids(self) -> Iterator[int]:
+        """All blocks without an owner that the cache can still find."""
+        return iter(self._evictable)
 
     def allocate(self, count: int) -> list[int]:
         """Take blocks with one reference each: free ones, then cached ones, which are evicted.

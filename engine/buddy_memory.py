@@ -5,6 +5,7 @@ from typing import NamedTuple
 from pbench.engine.buddy import BuddyAllocator, next_power_of_two
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.memory import MemoryCounters
+from pbench.engine.pool_map import NOBODY, HeldExtent
 from pbench.engine.reservation import ReservePowerOfTwo
 from pbench.engine.sequence import Sequence
 
@@ -85,6 +86,10 @@ class BuddyMemory(ContiguousMemory):
     def counters(self) -> MemoryCounters:
         """See ``KVMemory.counters``."""
         return MemoryCounters(0, 0, 0, num_moved_slots=self._num_moved_slots)
+
+    def _mapped(self) -> list[HeldExtent]:
+        pending = (HeldExtent(move.start, move.length, NOBODY, 0, 0, 0) for move in self._pending_moves.values())
+        return [*super()._mapped(), *pending]
 
     def _held(self) -> list[tuple[int, int]]:
         return super()._held() + [(move.start, move.length) for move in self._pending_moves.values()]

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from pbench.engine.extents import ExtentAllocator
 from pbench.engine.memory import MemoryCounters
+from pbench.engine.pool_map import HeldExtent, PoolMap, map_extents
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.reservation import Reservation
@@ -169,6 +170,13 @@ class ContiguousMemory:
             shared_saved=0,
         )
 
+    def pool_map(self) -> PoolMap:
+        """See ``KVMemory.pool_map``. What is held but by no running sequence is internal, as in ``usage``."""
+        return map_extents(self._mapped(), num_slots=self.num_slots)
+
+    def _mapped(self) -> list[HeldExtent]:
+        return [_map_extent(extent) for extent in self._extents.values()]
+
     def counters(self) -> MemoryCounters:
         """See ``KVMemory.counters``: nothing is ever forked, copied or evicted."""
         return MemoryCounters(0, 0, 0)
@@ -195,3 +203,10 @@ class ContiguousMemory:
         seq_id = extent.seq.seq_id
         self._spent_ns[seq_id] = self._spent_ns.get(seq_id, 0.0) + extent.paid_ns
         extent.paid_ns = 0.0
+
+
+def _map_extent(extent: Extent) -> HeldExtent:
+    seq = extent.seq
+    num_computed = seq.num_computed_tokens
+    num_reserved = min(extent.length, seq.final_kv_tokens) - num_computed
+    return HeldExtent(extent.start, extent.length, seq.request.request_id, 1, num_computed, num_reserved)

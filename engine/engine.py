@@ -16,6 +16,7 @@ from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, StepPlan
+from pbench.engine.pool_map import PoolMap
 from pbench.engine.preemption import PreemptionCosts
 from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
@@ -179,6 +180,10 @@ class Engine:
     def memory_bytes(self) -> dict[str, int]:
         """What the engine holds on the device, in bytes: "weights", "pool", "buffers", "graphs"."""
         return self.runner.memory_bytes()
+
+    def pool_map(self) -> PoolMap:
+        """What lies where in the pool now; O(pool), so not after every step."""
+        return self.memory.pool_map()
 
     def unfinished(self) -> list[RequestRecord]:
         """Records of the requests that are still here, with status "unfinished"."""

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from pbench.engine.plan import Swaps
+from pbench.engine.pool_map import PoolMap
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
@@ -141,6 +142,13 @@ class KVMemory(Protocol):
 
     def usage(self, head: Sequence | None) -> KVUsage:
         """The partition of the pool now; ``head`` is the sequence that waits first in the queue."""
+        ...
+
+    def pool_map(self) -> PoolMap:
+        """What lies where in the pool now, in O(pool). Between steps its columns sum to the parts of ``usage``.
+
+        External slots are free ones in it: a slot is free by itself, and external only for who waits.
+        """
         ...
 
     def counters(self) -> MemoryCounters:

@@ -12,6 +12,7 @@ from pbench.engine.eviction import EVICTION_POLICIES
 from pbench.engine.kv_cost import BlockCost
 from pbench.engine.memory import MemoryCounters
 from pbench.engine.plan import Swaps
+from pbench.engine.pool_map import Holding, PoolMap, map_blocks
 from pbench.engine.records import KVUsage
 from pbench.engine.request import Request
 from pbench.engine.sequence import Sequence
@@ -301,6 +302,22 @@ class PagedMemory:
             free=self._pool.num_free * block_size,
             shared_saved=logical - token_state,
         )
+
+    def pool_map(self) -> PoolMap:
+        """See ``KVMemory.pool_map``."""
+        return map_blocks(
+            [self._holding(seq_id, table.block_ids) for seq_id, table in self._tables.items()],
+            self._pool.num_refs,
+            self._pool.cached_block_ids(),
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+        )
+
+    def _holding(self, seq_id: int, block_ids: list[int]) -> Holding:
+        seq = self._sequences[seq_id]
+        num_tail_slots = len(block_ids) * self.block_size - seq.num_computed_tokens
+        num_reserved = min(num_tail_slots, seq.final_kv_tokens - seq.num_computed_tokens)
+        return Holding(seq.request.request_id, block_ids, num_tail_slots, num_reserved)
 
     def counters(self) -> MemoryCounters:
         """See ``KVMemory.counters``."""

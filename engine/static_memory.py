@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pbench.engine.contiguous_memory import ContiguousMemory, Extent
+from pbench.engine.pool_map import HeldExtent
 from pbench.engine.records import KVUsage
 from pbench.engine.reservation import ReserveFinal
 from pbench.engine.sequence import Sequence
@@ -90,6 +91,16 @@ class StaticMemory(ContiguousMemory):
             self._allocator.free(extent.start, extent.length)
         self._batch.clear()
         self._pending.clear()
+
+    def _mapped(self) -> list[HeldExtent]:
+        others = (seq_id for seq_id in self._batch if seq_id not in self._extents)
+        return [*super()._mapped(), *map(self._map_idle, others)]
+
+    def _map_idle(self, seq_id: int) -> HeldExtent:
+        """An extent whose sequence has ended, or was not admitted yet and will fill it."""
+        extent = self._batch[seq_id]
+        num_reserved = extent.seq.final_kv_tokens if seq_id in self._pending else 0
+        return HeldExtent(extent.start, extent.length, extent.seq.request.request_id, 0, 0, num_reserved)
 
     def _held(self) -> list[tuple[int, int]]:
         return [(extent.start, extent.length) for extent in self._batch.values()]

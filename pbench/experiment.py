@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pbench.job import ENGINE_FACTORY, EngineOptions, Job, WorkloadChoice
 from pbench.live import View
+from pbench.pool_history import gather_pool_maps
 from pbench.results import EngineResult, RunResult, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
@@ -109,6 +110,7 @@ class Experiment:
         tables = read_journal(journal, spec)
         self._tables.append(tables)
         write_tables(plan.folder, self._tables)
+        gather_pool_maps(plan.folder, (journal.parent / slug(options.memory) for options in plan.engines))
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
         summary = summarise(tables)

@@ -7,6 +7,7 @@ from typing import Any
 from pbench.arrivals import Arrivals
 from pbench.engine.records import StepRecord
 from pbench.journal import Journal
+from pbench.pool_history import PoolHistory
 from pbench.target import Target
 
 PROGRESS_INTERVAL_NS = 100_000_000
@@ -24,12 +25,14 @@ class Playback:
         journal: Journal,
         send_progress: Callable[[Mapping[str, Any]], None],
         should_stop: Callable[[], bool],
+        pool_history: PoolHistory | None = None,  # of an engine that can tell
     ) -> None:
         self._engine = engine
         self._arrivals = arrivals
         self._journal = journal
         self._send_progress = send_progress
         self._should_stop = should_stop
+        self._pool_history = pool_history
         self._num_added = 0
         self._num_finished = 0
         self._num_output_tokens = 0
@@ -60,6 +63,8 @@ class Playback:
                 self._num_finished += len(output.finished)
                 self._num_output_tokens += output.record.num_output_tokens
                 self._last_record = output.record
+                if self._pool_history is not None:
+                    self._pool_history.look(output.record.end_ns)
                 if output.record.end_ns >= self._next_progress_ns:
                     self._report(output.record)
             elif self._arrivals.has_more:

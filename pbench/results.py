@@ -6,6 +6,7 @@ A run is a folder::
     steps.parquet     one row per engine step          (columns: STEP_COLUMNS)
     requests.parquet  one row per request              (columns: REQUEST_COLUMNS)
     device.parquet    one row per sample of the device (columns: DEVICE_COLUMNS)
+    pool_map.parquet  one row per stretch of the pool, at a bounded number of moments (columns: POOL_MAP_COLUMNS)
     report.html
 
 All times in the tables are nanoseconds since the engine's own start of measurement, so that engines that ran one
@@ -97,6 +98,24 @@ DEVICE_COLUMNS = {
     "memory_clock_mhz": "Float64",
     "temperature_c": "Float64",
     "throttle_reasons": "Int64",  # NVML's bit mask
+}
+
+
+POOL_MAP_FILE = "pool_map.parquet"
+POOL_MAP_COLUMNS = {
+    "engine": "string",
+    "time_ns": "int64",  # of the moment: between two steps
+    # A stretch of the pool that is alike all over, in slots; those of a moment tile the pool
+    "start": "int32",
+    "length": "int32",
+    "request_id": "int32",  # who has held it longest; -1: nobody
+    "num_sharers": "int32",  # sequences that hold it
+    # Its parts as in KVUsage, external slots among the free; they sum to the length
+    "token_state": "int32",
+    "reserved": "int32",
+    "internal": "int32",
+    "cached": "int32",
+    "free": "int32",
 }
 
 
@@ -348,6 +367,10 @@ class Run:
     def device(self) -> "pd.DataFrame":
         """Table with ``DEVICE_COLUMNS``; empty when the run kept none."""
         return _read_table(self.path / "device.parquet", DEVICE_COLUMNS)
+
+    def pool_map(self) -> "pd.DataFrame":
+        """Table with ``POOL_MAP_COLUMNS``; empty when the run kept none."""
+        return _read_table(self.path / POOL_MAP_FILE, POOL_MAP_COLUMNS)
 
 
 def read_result(folder: Path) -> RunResult:

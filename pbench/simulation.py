@@ -20,6 +20,7 @@ from pbench.job import EngineOptions
 from pbench.journal import Journal
 from pbench.lazy_requests import lazy_arrivals
 from pbench.live import View
+from pbench.pool_history import PoolHistory, gather_pool_maps
 from pbench.results import EngineResult, Run, RunResult, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
@@ -105,8 +106,10 @@ class Simulation:
         config = options.config()
         engine, clock = simulated_engine(config, plan.speed)
         status, reason = "complete", None
+        history = PoolHistory(engine.pool_map, clock, start_ns=0)
         with Journal(journal_folder, start_ns=0) as journal:
-            play = _Play(engine, clock, lazy_arrivals(plan.workload, config.model.vocab_size), journal, self._view)
+            arrivals = lazy_arrivals(plan.workload, config.model.vocab_size)
+            play = _Play(engine, clock, arrivals, journal, self._view, history)
             try:
                 with _no_cycle_collection():
                     is_complete = play.run(self._should_stop)
@@ -117,10 +120,12 @@ class Simulation:
                 # An engine that broke in the middle of a step has nothing reliable to say of what is unfinished.
                 status, reason = "failed", f"{type(error).__name__}: {error}"
                 (plan.folder / f"{slug(spec)}.log").write_text(traceback.format_exc(), encoding="utf-8")
+        history.write(journal_folder, spec)
         self._view.end(status)
         tables = read_journal(journal_folder, spec)
         self._tables.append(tables)
         write_tables(plan.folder, self._tables)
+        gather_pool_maps(plan.folder, (journal_folder.parent / slug(options.memory) for options in plan.engines))
         pool = {name: getattr(engine, name) for name in _POOL}
         return self._summarised(
             EngineResult(spec, "running", None, self._config(options), pool), tables, status, reason
@@ -154,12 +159,21 @@ class Simulation:
 class _Play:
     """The loop: offers requests when they are due on the simulated clock, steps the engine, notes what happens."""
 
-    def __init__(self, engine: Engine, clock: SimulatedClock, arrivals: Arrivals, journal: Journal, view: View) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: SimulatedClock,
+        arrivals: Arrivals,
+        journal: Journal,
+        view: View,
+        pool_history: PoolHistory,
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self._arrivals = arrivals
         self._journal = journal
         self._view = view
+        self._pool_history = pool_history
         self._num_added = 0
         self._num_finished = 0
         self._num_output_tokens = 0
@@ -176,6 +190,7 @@ class _Play:
             if engine.has_unfinished:
                 output = engine.step()
                 journal.step(output.record)
+                self._pool_history.look(output.record.end_ns)
                 for record in output.finished:
                     journal.request(record)
                 self._num_finished += len(output.finished)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pbench.engine.config import EngineConfig
+from pbench.engine.pool_map import PoolMap
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request
 
@@ -48,6 +49,14 @@ class Target(Protocol):
 
     def unfinished(self) -> Sequence[RequestRecord]:
         """How the requests stand that have not left the engine."""
+
+
+@runtime_checkable
+class MapsPool(Protocol):
+    """What an engine adds that can tell what lies where in its pool."""
+
+    def pool_map(self) -> PoolMap:
+        """Who holds what now, between two steps; O(pool)."""
 
 
 TargetFactory = Callable[[EngineConfig, str | None], Target]

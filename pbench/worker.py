@@ -30,8 +30,9 @@ from pbench.job import Job
 from pbench.journal import Journal
 from pbench.nvml import NvmlDevice, NvmlUnavailableError
 from pbench.playback import Playback
+from pbench.pool_history import PoolHistory
 from pbench.sampler import DeviceProbe, Sampler
-from pbench.target import Target, load_factory
+from pbench.target import MapsPool, Target, load_factory
 from pbench.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
         probe = DeviceProbe(nvml, torch_device)
         sampler = Sampler(probe, journal.sample, start_ns=start_ns, interval_s=job.sample_interval_s)
         arrivals = Arrivals(requests, start_ns, workload.concurrency)
-        playback = Playback(engine, arrivals, journal, events.send, lambda: stop.is_set)
+        history = PoolHistory(engine.pool_map, time.monotonic_ns, start_ns) if isinstance(engine, MapsPool) else None
+        playback = Playback(engine, arrivals, journal, events.send, lambda: stop.is_set, history)
         if job.sample_interval_s > 0:
             sampler.start()
         try:
@@ -152,6 +154,8 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
         finally:
             if job.sample_interval_s > 0:
                 sampler.stop()
+            if history is not None:
+                history.write(Path(job.journal), job.engine.memory)
         # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
         playback.note_unfinished()
     notes = tuple(note for note in (nvml_note, probe.lost_note) if note)

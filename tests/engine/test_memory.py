@@ -11,6 +11,8 @@ from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.extents import ExtentAllocator
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
+from pbench.engine.pool_map import SPAN_FIELDS
+from pbench.engine.records import KVUsage
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.reservation import ReserveFinal, ReserveMax
 from pbench.engine.sequence import Sequence
@@ -179,6 +181,26 @@ class MemoryMachine(RuleBasedStateMachine):
         distinct = {self.slot(seq, position) for seq in self.live for position in range(seq.num_computed_tokens)}
         assert usage.token_state == len(distinct), "token_state is not the number of slots that live tokens occupy"
         assert usage.shared_saved == sum(seq.num_computed_tokens for seq in self.live) - len(distinct)
+        self.check_map(usage)
+
+    def check_map(self, usage: KVUsage) -> None:
+        """The map tiles the pool, sums to the partition, and names a holder of every slot with a token."""
+        spans = [dict(zip(SPAN_FIELDS, span, strict=True)) for span in self.memory.pool_map().tolist()]
+        totals = {name: sum(span[name] for span in spans) for name in SPAN_FIELDS[4:]}
+        assert totals == {name: getattr(usage, name) for name in totals}
+        holders: dict[int, list[int]] = {}
+        for seq in self.live:
+            for position in range(seq.num_computed_tokens):
+                holders.setdefault(self.slot(seq, position), []).append(seq.request.request_id)
+        end = 0
+        for span in spans:
+            assert span["start"] == end, "the map has a hole or an overlap"
+            end += span["length"]
+            for slot in range(span["start"], end):
+                if slot in holders:
+                    assert span["request_id"] in holders[slot]
+                    assert span["num_sharers"] >= len(holders[slot])
+        assert end == self.memory.num_slots
 
     @invariant()
     def is_whole(self) -> None:

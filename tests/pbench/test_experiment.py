@@ -42,6 +42,7 @@ def test_a_complete_run_keeps_everything_and_cleans_up(
     assert Run(folder).result == result
     assert sorted(path.name for path in folder.iterdir()) == [
         "device.parquet",
+        "pool_map.parquet",
         "requests.parquet",
         "run.json",
         "steps.parquet",

@@ -71,6 +71,7 @@ def test_the_folder_is_that_of_a_run(tmp_path: Path) -> None:
     assert run.result == result
     assert sorted(path.name for path in run.path.iterdir()) == [
         "device.parquet",
+        "pool_map.parquet",
         "requests.parquet",
         "run.json",
         "steps.parquet",

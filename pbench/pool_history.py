@@ -10,15 +10,11 @@ Kept in memory and written at the end: a worker that is killed leaves no map.
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pbench.engine.pool_map import SPAN_FIELDS, PoolMap
 from pbench.results import POOL_MAP_COLUMNS, POOL_MAP_FILE, write_table
-
-if TYPE_CHECKING:
-    pass
 
 MAX_MOMENTS = 128
 FIRST_INTERVAL_NS = 100_000_000

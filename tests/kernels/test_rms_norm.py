@@ -81,7 +81,7 @@ def test_launcher_is_right_at_the_sizes_of_a_model(shape):
         (rms_norm(x, weight, EPS), rms_norm_reference(x, weight, EPS)),
         *zip(add_rms_norm(x, residual, weight, EPS), add_rms_norm_reference(x, residual, weight, EPS), strict=True),
     ):
-        # Two roundings, and the sum of squares in another order, may each move a result to its neighbour: two steps of 2^-7.
+        # Two roundings, each of which another order of the sum may move by a step of 2^-7.
         torch.testing.assert_close(got, expected, rtol=2**-6, atol=1e-3)
 
 

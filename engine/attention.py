@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, empty
 
-from pbench.kernels.decode_attention import decode_attention
+from pbench.kernels.decode_attention import decode_attention, plan_for
+from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.prefill_attention import prefill_attention
 from pbench.kernels.write_kv import write_kv
 
@@ -32,6 +33,7 @@ class BatchAttention:
         self.pool = pool  # (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
         self.is_contiguous = is_contiguous
         self.scale = pool.shape[-1] ** -0.5
+        self._decode_plan: DecodePlan | None = None  # made in the first layer, for all: lengths are the same in each
 
     def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
@@ -39,6 +41,7 @@ class BatchAttention:
         write_kv(key, value, kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
+            self._decode_plan = self._decode_plan or plan_for(query, kv, batch.context_lens[:num_decodes])
             decode_attention(
                 query[:num_decodes],
                 kv,
@@ -47,7 +50,7 @@ class BatchAttention:
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
                 out=out[:num_decodes],
-                max_context=batch.max_context,
+                plan=self._decode_plan,
             )
         if batch.query_start is not None:
             prefill_attention(

@@ -4,26 +4,24 @@ For query head h of sequence b, whose KV head is g = h // (num_heads / num_kv_he
 
     out[b, h] = sum_t softmax_t(scale * query[b, h] . K[b, g, t]) V[b, g, t],    t < context_lens[b]
 
-The context of a sequence is cut into splits that run side by side ("flash-decoding", Dao, Haziza, Massa,
-Sizov, 2023, https://crfm.stanford.edu/2023/10/12/flashdecoding.html). Split s yields its own softmax over its
-tokens, out_s, and the logarithm of its sum of exponentials, l_s; then out = sum_s 2^(l_s - l) out_s with l =
-log2 sum_s 2^l_s. Within a split the softmax is computed online, tile by tile (Milakov and Gimelshein, 2018,
+A fixed number of programs share the work evenly (decode_plan.py), so a program may attend to a part of a row, a
+(sequence, KV head) pair, only. Such a piece s yields its own softmax over its tokens, out_s, and the logarithm of its
+sum of exponentials, l_s ("flash-decoding", Dao, Haziza, Massa, Sizov, 2023,
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The program that finishes a row's last piece merges them all:
+out = sum_s 2^(l_s - l) out_s with l = log2 sum_s 2^l_s, always in the order of the tokens, so that who comes last
+changes nothing. Within a piece the softmax is computed online, tile by tile (Milakov and Gimelshein, 2018,
 https://arxiv.org/abs/1805.02867). All query heads of a KV head share one tile, so that K and V are read once.
-
-The launch depends on shapes alone; how many splits a sequence really uses is decided in the kernel from its
-length. So one CUDA graph serves all lengths.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.kv_layout import check_attention, gather_kv, load_kv_tile, pipeline_stages
+from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, DecodeTiling, plan_decode, row_tiles
+from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids, load_tile
 from pbench.kernels.launch import (
     DeviceLimits,
-    ceil_div,
     check_contiguous,
     check_dtype,
     check_shape,
@@ -32,37 +30,21 @@ from pbench.kernels.launch import (
     runs_on_triton,
 )
 
-MAX_SPLITS = 128
-
-
-class DecodeTiling(NamedTuple):
-    """How a launch is cut up."""
-
-    num_splits: int  # programs over the context of one sequence and KV head, at most; up to MAX_SPLITS
-    min_split_tiles: int  # a split is not made shorter than this, to be worth its own start and reduction
-    tile_tokens: int
-    tiles_in_flight: int  # loaded ahead of the one being computed
-
-
-@jit()
-def _splits_of(
-    context_len: tl.tensor, num_splits: tl.tensor, MIN_SPLIT_TILES: tl.constexpr, TILE_TOKENS: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """Tokens per split of a sequence of this length, and how many splits have any."""
-    num_tiles = (context_len + TILE_TOKENS - 1) // TILE_TOKENS
-    split_tiles = tl.maximum((num_tiles + num_splits - 1) // num_splits, MIN_SPLIT_TILES)
-    return split_tiles * TILE_TOKENS, (num_tiles + split_tiles - 1) // split_tiles
+# Numbers that the merge of a row's pieces loads at once.
+MERGE_NUMEL = 4096
+# Shared memory of a program beside its tiles, for reductions and for the weights on their way to the second product.
+SCRATCH_BYTES = 8 * 1024
 
 
 @jit()
 def _attend_tile(
-    query: tl.tensor,  # (TILE_ROWS, TILE_DIMS)
-    top: tl.tensor,  # (TILE_ROWS,) float32: largest score so far, times scale_log2
-    total: tl.tensor,  # (TILE_ROWS,) float32: sum of exponentials so far, over 2^top
-    acc: tl.tensor,  # (TILE_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
+    query: tl.tensor,  # (DOT_ROWS, TILE_DIMS)
+    top: tl.tensor,  # (DOT_ROWS,) float32: largest score so far, times scale_log2
+    total: tl.tensor,  # (DOT_ROWS,) float32: sum of exponentials so far, over 2^top
+    acc: tl.tensor,  # (DOT_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
     key_ptr: tl.pointer_type,
     value_offset: tl.tensor,
-    row_ptr: tl.pointer_type,
+    block_ids: tl.tensor,
     start: tl.tensor,
     end: tl.tensor,
     scale_log2: tl.tensor,
@@ -75,10 +57,23 @@ def _attend_tile(
     IS_MASKED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """One step of the online softmax."""
-    key, value = load_kv_tile(
+    key = load_tile(
         key_ptr,
-        value_offset,
-        row_ptr,
+        block_ids,
+        start,
+        end,
+        HEAD_DIM,
+        NUM_KV_HEADS,
+        BLOCK_SIZE,
+        IS_CONTIGUOUS,
+        TILE_TOKENS,
+        TILE_DIMS,
+        IS_MASKED,
+    )
+    value_ptr = key_ptr + value_offset
+    value = load_tile(
+        value_ptr,
+        block_ids,
         start,
         end,
         HEAD_DIM,
@@ -101,8 +96,47 @@ def _attend_tile(
     return new_top, total, acc
 
 
+@jit()
+def _merge_pieces(
+    partial_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS, HEAD_DIM)
+    log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS)
+    first_program: tl.tensor,  # its piece lies at index 1, those of the programs after it at index 0
+    last_program: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+    TILE_PIECES: tl.constexpr,
+) -> tl.tensor:
+    """The row's attention ``(TILE_ROWS, TILE_DIMS)`` from its pieces."""
+    rows = tl.arange(0, TILE_ROWS)
+    dims = tl.arange(0, TILE_DIMS)
+    top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([TILE_ROWS], tl.float32)
+    acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
+    for start in range(first_program, last_program + 1, TILE_PIECES):
+        programs = start + tl.arange(0, TILE_PIECES)
+        is_piece = programs <= last_program
+        slots = programs * 2 + (programs == first_program).to(tl.int32)
+        piece_rows = slots[:, None] * TILE_ROWS + rows[None, :]
+        # Other programs wrote these: only the second-level cache is sure to know.
+        log_sums = tl.load(log_sum_ptr + piece_rows, mask=is_piece[:, None], other=float("-inf"), cache_modifier=".cg")
+        partial = tl.load(
+            partial_ptr + piece_rows[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=is_piece[:, None, None] & (dims < HEAD_DIM)[None, None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_top = tl.maximum(top, tl.max(log_sums, 0))  # finite: every piece has a token
+        weights = tl.exp2(log_sums - new_top[None, :])
+        decay = tl.exp2(top - new_top)
+        total = total * decay + tl.sum(weights, 0)
+        acc = acc * decay[:, None] + tl.sum(weights[:, :, None] * partial, 0)
+        top = new_top
+    return acc / total[:, None]
+
+
 @jit(
-    do_not_specialize=("table_stride", "num_slots", "num_splits"),
+    do_not_specialize=("table_stride", "num_slots", "num_sequences"),
     do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr"),
 )
 def _decode_attention_kernel(
@@ -111,153 +145,132 @@ def _decode_attention_kernel(
     table_ptr: tl.pointer_type,  # (num_sequences, width)
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
     out_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, HEAD_DIM)
-    partial_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits, HEAD_DIM) float32: out_s
-    log_sum_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits) float32: l_s
+    schedule_ptr: tl.pointer_type,  # (1 + num_sequences + num_programs,): see decode_plan.py
+    num_arrived_ptr: tl.pointer_type,  # (num_sequences * NUM_ROWS,)
+    partial_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS, HEAD_DIM) float32: out_s
+    log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS) float32: l_s
+    num_sequences: tl.tensor,
     query_stride_token: tl.tensor,
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     num_slots: tl.tensor,  # of the pool; contiguous addressing only
-    num_splits: tl.tensor,
     scale_log2: tl.tensor,  # scale * log2(e)
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,  # paged addressing only
     IS_CONTIGUOUS: tl.constexpr,
-    MIN_SPLIT_TILES: tl.constexpr,
+    NUM_ROWS: tl.constexpr,  # of a sequence: KV heads x tiles of their query heads
+    ROW_UNITS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    DOT_ROWS: tl.constexpr,  # TILE_ROWS, padded to what a matrix product takes
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
+    TILE_PIECES: tl.constexpr,
 ) -> None:
-    """Grid: (num_sequences, KV heads x row tiles, splits)."""
+    """Grid: (num_programs,)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
-    NUM_ROW_TILES: tl.constexpr = (GROUP + TILE_ROWS - 1) // TILE_ROWS
-    sequence = tl.program_id(0).to(tl.int64)
-    kv_head = tl.program_id(1) // NUM_ROW_TILES
-    split = tl.program_id(2)
-
-    context_len = tl.load(context_lens_ptr + sequence)
-    split_tokens, num_used_splits = _splits_of(context_len, num_splits, MIN_SPLIT_TILES, TILE_TOKENS)
-    if split >= tl.maximum(num_used_splits, 1):  # without any context the first split still writes zeros
-        return
-
-    rows = (tl.program_id(1) % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    heads = kv_head * GROUP + rows
-    dims = tl.arange(0, TILE_DIMS)
-    mask = (rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :]
-    query_offsets = heads[:, None] * query_stride_head + dims[None, :]
-    query = tl.load(query_ptr + sequence * query_stride_token + query_offsets, mask=mask, other=0.0)
-
-    row_ptr = table_ptr + sequence * table_stride
+    NUM_ROW_TILES: tl.constexpr = NUM_ROWS // NUM_KV_HEADS
+    program = tl.program_id(0)
+    chunk = tl.load(schedule_ptr)
+    sequence = tl.load(schedule_ptr + 1 + num_sequences + program)
+    unit = program * chunk
+    chunk_end = unit + chunk
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
-    key_ptr = kv_ptr + kv_head * head_stride
     value_offset = NUM_KV_HEADS * head_stride
-
-    first = split * split_tokens
-    end = tl.minimum(first + split_tokens, context_len)
-    full_end = end // TILE_TOKENS * TILE_TOKENS  # first is a multiple of TILE_TOKENS too
-
-    top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
-    total = tl.zeros([TILE_ROWS], tl.float32)
-    acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
-    for start in range(first, full_end, TILE_TOKENS):
-        top, total, acc = _attend_tile(
-            query,
-            top,
-            total,
-            acc,
-            key_ptr,
-            value_offset,
-            row_ptr,
-            start,
-            end,
-            scale_log2,
-            HEAD_DIM,
-            NUM_KV_HEADS,
-            BLOCK_SIZE,
-            IS_CONTIGUOUS,
-            TILE_TOKENS,
-            TILE_DIMS,
-            False,
-        )
-    if full_end < end:
-        top, total, acc = _attend_tile(
-            query,
-            top,
-            total,
-            acc,
-            key_ptr,
-            value_offset,
-            row_ptr,
-            full_end,
-            end,
-            scale_log2,
-            HEAD_DIM,
-            NUM_KV_HEADS,
-            BLOCK_SIZE,
-            IS_CONTIGUOUS,
-            TILE_TOKENS,
-            TILE_DIMS,
-            True,
-        )
-    total = tl.where(total > 0, total, 1.0)  # no context: zeros
-    acc = acc / total[:, None]
-
-    out_rows = sequence * NUM_HEADS + heads
-    if num_used_splits <= 1:
-        tl.store(
-            out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :],
-            acc.to(out_ptr.dtype.element_ty),
-            mask=mask,
-        )
-    else:
-        partial_rows = out_rows * num_splits + split
-        tl.store(partial_ptr + partial_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=mask)
-        tl.store(log_sum_ptr + partial_rows, top + tl.log2(total), mask=rows < GROUP)
-
-
-@jit(do_not_specialize=("num_splits",), do_not_specialize_on_alignment=("context_lens_ptr",))
-def _reduce_splits_kernel(
-    partial_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits, HEAD_DIM) float32
-    log_sum_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, num_splits) float32
-    context_lens_ptr: tl.pointer_type,  # (num_sequences,)
-    out_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, HEAD_DIM)
-    num_splits: tl.tensor,
-    NUM_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MIN_SPLIT_TILES: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_DIMS: tl.constexpr,
-    MAX_SPLITS: tl.constexpr,
-    TILE_SPLITS: tl.constexpr,
-) -> None:
-    """Grid: (num_sequences, NUM_HEADS)."""
-    sequence = tl.program_id(0).to(tl.int64)
-    context_len = tl.load(context_lens_ptr + sequence)
-    _, num_used_splits = _splits_of(context_len, num_splits, MIN_SPLIT_TILES, TILE_TOKENS)
-    if num_used_splits <= 1:  # its only split wrote the output
-        return
-    out_row = sequence * NUM_HEADS + tl.program_id(1)
     dims = tl.arange(0, TILE_DIMS)
-    splits = tl.arange(0, MAX_SPLITS)
-    log_sums = tl.load(log_sum_ptr + out_row * num_splits + splits, mask=splits < num_used_splits, other=float("-inf"))
-    top = tl.max(log_sums, 0)
-    total = tl.sum(tl.exp2(log_sums - top), 0)
 
-    acc = tl.zeros([TILE_DIMS], tl.float32)
-    for start in range(0, num_used_splits, TILE_SPLITS):
-        tile = start + tl.arange(0, TILE_SPLITS)
-        is_used = tile < num_used_splits
-        rows = out_row * num_splits + tile
-        weights = tl.exp2(tl.load(log_sum_ptr + rows, mask=is_used, other=float("-inf")) - top)
-        partial = tl.load(
-            partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :],
-            mask=is_used[:, None] & (dims < HEAD_DIM)[None, :],
-            other=0.0,
-        )
-        acc += tl.sum(weights[:, None] * partial, 0)
-    out = (acc / total).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + out_row * HEAD_DIM + dims, out, mask=dims < HEAD_DIM)
+    while (unit < chunk_end) & (sequence < num_sequences):
+        # The row that holds this unit, and the row's tiles that are this program's.
+        context_len = tl.load(context_lens_ptr + sequence)
+        num_tiles = (context_len + TILE_TOKENS - 1) // TILE_TOKENS
+        sequence_start = tl.load(schedule_ptr + 1 + sequence) * NUM_ROWS
+        row = (unit - sequence_start) // (num_tiles + ROW_UNITS)
+        first_unit = sequence_start + row * (num_tiles + ROW_UNITS) + ROW_UNITS  # of the row's tiles
+        first_tile = tl.maximum(unit - first_unit, 0)
+        end_tile = tl.minimum(chunk_end - first_unit, num_tiles)
+
+        rows = (row % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, DOT_ROWS)
+        heads = row // NUM_ROW_TILES * GROUP + rows
+        is_row = (tl.arange(0, DOT_ROWS) < TILE_ROWS) & (rows < GROUP)
+        mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+        out_rows = sequence.to(tl.int64) * NUM_HEADS + heads
+        if first_tile < end_tile:
+            query_offsets = heads[:, None] * query_stride_head + dims[None, :]
+            query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token
+            query = tl.load(query_row_ptr + query_offsets, mask=mask, other=0.0)
+            row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
+            key_ptr = kv_ptr + row // NUM_ROW_TILES * head_stride
+            top = tl.full([DOT_ROWS], float("-inf"), tl.float32)
+            total = tl.zeros([DOT_ROWS], tl.float32)
+            acc = tl.zeros([DOT_ROWS, TILE_DIMS], tl.float32)
+            first_token = first_tile * TILE_TOKENS
+            next_ids = load_block_ids(row_ptr, first_token, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+            for tile in range(first_tile, end_tile):
+                start = tile * TILE_TOKENS
+                block_ids = next_ids
+                if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
+                    next_start = start + TILE_TOKENS
+                    next_ids = load_block_ids(row_ptr, next_start, context_len, BLOCK_SIZE, False, TILE_TOKENS)
+                top, total, acc = _attend_tile(
+                    query,
+                    top,
+                    total,
+                    acc,
+                    key_ptr,
+                    value_offset,
+                    block_ids,
+                    start,
+                    context_len,
+                    scale_log2,
+                    HEAD_DIM,
+                    NUM_KV_HEADS,
+                    BLOCK_SIZE,
+                    IS_CONTIGUOUS,
+                    TILE_TOKENS,
+                    TILE_DIMS,
+                    True,
+                )
+            acc = acc / total[:, None]
+            if end_tile - first_tile == num_tiles:
+                out = acc.to(out_ptr.dtype.element_ty)
+                tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
+            else:
+                first_program = first_unit // chunk
+                last_program = (first_unit + num_tiles - 1) // chunk
+                slot = program * 2 + (program == first_program).to(tl.int32)
+                piece_rows = slot * TILE_ROWS + tl.arange(0, DOT_ROWS)
+                is_stored = (tl.arange(0, DOT_ROWS) < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
+                tl.store(partial_ptr + piece_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=is_stored)
+                log_sum = top + tl.log2(total)
+                tl.store(log_sum_ptr + piece_rows, log_sum, mask=tl.arange(0, DOT_ROWS) < TILE_ROWS)
+                counter_ptr = num_arrived_ptr + sequence * NUM_ROWS + row
+                tl.debug_barrier()  # all threads have stored their parts before one of them says so
+                num_before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
+                if num_before == last_program - first_program:
+                    tl.store(counter_ptr, 0)  # for the next launch
+                    merged = _merge_pieces(
+                        partial_ptr,
+                        log_sum_ptr,
+                        first_program,
+                        last_program,
+                        HEAD_DIM,
+                        TILE_ROWS,
+                        TILE_DIMS,
+                        TILE_PIECES,
+                    )
+                    merged_rows = (row % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+                    merged_heads = sequence.to(tl.int64) * NUM_HEADS + row // NUM_ROW_TILES * GROUP + merged_rows
+                    tl.store(
+                        out_ptr + merged_heads[:, None] * HEAD_DIM + dims[None, :],
+                        merged.to(out_ptr.dtype.element_ty),
+                        mask=(merged_rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :],
+                    )
+        elif num_tiles == 0:
+            zeros = tl.zeros([DOT_ROWS, TILE_DIMS], out_ptr.dtype.element_ty)
+            tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], zeros, mask=mask)
+        unit = first_unit + num_tiles
+        sequence += (row == NUM_ROWS - 1).to(tl.int32)
 
 
 def decode_attention(
@@ -269,12 +282,11 @@ def decode_attention(
     scale: float,
     is_contiguous: bool = False,
     out: torch.Tensor | None = None,
-    max_context: int | None = None,
+    plan: DecodePlan | None = None,
 ) -> torch.Tensor:
     """Attend from one token per sequence to the sequence's KV, its own included: ``(B, H, D)``.
 
-    Safe to capture in a CUDA graph: no synchronisation, and a launch that depends on shapes and
-    ``max_context`` only.
+    Safe to capture in a CUDA graph: no synchronisation, and launches that depend on shapes only.
 
     Args:
         query: ``(B, H, D)``, float32, bfloat16 or float16; the last dimension contiguous.
@@ -285,8 +297,8 @@ def decode_attention(
         scale: positive factor of the scores, usually ``D ** -0.5``.
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
-        max_context: no context is longer; by default what the table or the pool has room for. Only tunes the
-            launch.
+        plan: what ``plan_for`` made of the same context_lens and shapes, for all layers of a step; made anew
+            otherwise.
 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
@@ -302,11 +314,24 @@ def decode_attention(
     if not runs_on_triton(query):
         result = decode_attention_reference(query, kv, table, context_lens, scale=scale, is_contiguous=is_contiguous)
         return out.copy_(result)
-    if max_context is None:
-        max_context = kv.shape[3] if is_contiguous else table.shape[1] * kv.shape[3]
-    tiling = choose_tiling(query, kv, max_context)
+    plan = plan or _plan(query, kv, context_lens)
     return decode_attention_triton(
-        query, kv, table, context_lens, out, scale=scale, is_contiguous=is_contiguous, tiling=tiling
+        query, kv, table, context_lens, out, scale=scale, is_contiguous=is_contiguous, plan=plan
+    )
+
+
+def plan_for(query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor) -> DecodePlan | None:
+    """The plan of all calls with these shapes and lengths; None where no kernel runs."""
+    return _plan(query, kv, context_lens) if runs_on_triton(query) else None
+
+
+def _plan(query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor) -> DecodePlan:
+    return plan_decode(
+        context_lens,
+        num_heads=query.shape[1],
+        num_kv_heads=kv.shape[2],
+        head_dim=kv.shape[4],
+        tiling=choose_tiling(device_limits(kv), kv.shape[4], kv.element_size()),
     )
 
 
@@ -319,93 +344,62 @@ def decode_attention_triton(
     *,
     scale: float,
     is_contiguous: bool,
-    tiling: DecodeTiling,
+    plan: DecodePlan,
 ) -> torch.Tensor:
-    """Launch the kernel on checked arguments (see ``decode_attention``), cut up as ``tiling`` says."""
+    """Launch the kernel on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
     num_sequences, num_heads, head_dim = query.shape
+    num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
+    tiling, tile_dims = plan.tiling, next_power_of_2(head_dim)
+    num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
+    if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
+        raise ValueError(
+            f"plan is for {plan.num_sequences} sequences of {plan.num_rows} rows; query has shape {tuple(query.shape)}"
+        )
     if num_sequences == 0:
         return out
-    num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
-    tile_rows, num_row_tiles = _row_tiles(num_heads // num_kv_heads)
-    num_splits, min_split_tiles, tile_tokens, tiles_in_flight = tiling
-    num_partials = num_splits if num_splits > 1 else 0  # a single split writes the output itself
-    partial = torch.empty((num_sequences, num_heads, num_partials, head_dim), dtype=torch.float32, device=out.device)
-    log_sum = torch.empty((num_sequences, num_heads, num_partials), dtype=torch.float32, device=out.device)
-    tile_dims = next_power_of_2(head_dim)
-    _decode_attention_kernel[(num_sequences, num_kv_heads * num_row_tiles, num_splits)](
+    _decode_attention_kernel[(plan.num_programs,)](
         query,
         kv,
         table,
         context_lens,
         out,
-        partial,
-        log_sum,
+        plan.schedule,
+        plan.num_arrived,
+        plan.partial,
+        plan.log_sum,
+        num_sequences,
         query.stride(0),
         query.stride(1),
         table.stride(0),
         num_slots,
-        num_splits,
         scale * math.log2(math.e),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=1 if is_contiguous else num_slots,
         IS_CONTIGUOUS=is_contiguous,
-        MIN_SPLIT_TILES=min_split_tiles,
-        TILE_ROWS=tile_rows,
-        TILE_TOKENS=tile_tokens,
+        NUM_ROWS=num_rows,
+        ROW_UNITS=ROW_UNITS,
+        TILE_ROWS=plan.tile_rows,
+        DOT_ROWS=max(plan.tile_rows, 16),
+        TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=tile_dims,
-        num_warps=4,
-        num_stages=pipeline_stages(tiles_in_flight, is_contiguous),
+        TILE_PIECES=max(MERGE_NUMEL // (plan.tile_rows * tile_dims), 1),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.tiles_in_flight + 1,
+        maxnreg=tiling.max_registers,
     )
-    if num_splits > 1:
-        _reduce_splits_kernel[(num_sequences, num_heads)](
-            partial,
-            log_sum,
-            context_lens,
-            out,
-            num_splits,
-            NUM_HEADS=num_heads,
-            HEAD_DIM=head_dim,
-            MIN_SPLIT_TILES=min_split_tiles,
-            TILE_TOKENS=tile_tokens,
-            TILE_DIMS=tile_dims,
-            MAX_SPLITS=MAX_SPLITS,
-            TILE_SPLITS=8,
-            num_warps=2,
-        )
     return out
 
 
-def choose_tiling(query: torch.Tensor, kv: torch.Tensor, max_context: int) -> DecodeTiling:
-    """How to cut up a launch on this device, from shapes alone."""
-    limits = device_limits(query)
-    tile_tokens, tiles_in_flight = _tile_shape(limits, 2 * next_power_of_2(kv.shape[4]) * kv.element_size())
-    num_kv_heads = kv.shape[2]
-    num_programs = query.shape[0] * num_kv_heads * _row_tiles(query.shape[1] // num_kv_heads)[1]
-    # While the device is not full, even short splits help; once it is, only the sequences far longer than the
-    # others need splitting, for balance.
-    min_split_tokens = 256 if num_programs < 4 * limits.num_sms else 1024
-    num_splits = min(
-        ceil_div(max_context, min_split_tokens),
-        ceil_div(32 * limits.num_sms, max(num_programs, 1)),
-        MAX_SPLITS,
-    )
-    return DecodeTiling(max(num_splits, 1), min_split_tokens // tile_tokens, tile_tokens, tiles_in_flight)
-
-
-def _row_tiles(group: int) -> tuple[int, int]:
-    """Rows of a tile for the query heads of one KV head (tl.dot wants 16), and how many such tiles."""
-    tile_rows = min(max(next_power_of_2(group), 16), 64)
-    return tile_rows, ceil_div(group, tile_rows)
-
-
-def _tile_shape(limits: DeviceLimits, token_bytes: int) -> tuple[int, int]:
-    """Tokens of a tile and tiles in flight, such that three programs share a multiprocessor's memory."""
-    for tile_tokens, tiles_in_flight in ((64, 2), (32, 2), (16, 2)):
-        if tile_tokens * tiles_in_flight * token_bytes <= limits.shared_memory_bytes // 3:
-            return tile_tokens, tiles_in_flight
-    return 16, 1
+def choose_tiling(limits: DeviceLimits, head_dim: int, element_bytes: int) -> DecodeTiling:
+    """How to cut up launches on this device: as much in flight as a multiprocessor's memory holds."""
+    token_bytes = 2 * next_power_of_2(head_dim) * element_bytes
+    for tile_tokens, programs_per_sm in ((64, 3), (32, 3), (32, 2), (16, 2)):
+        program_bytes = 2 * tile_tokens * token_bytes + SCRATCH_BYTES
+        if program_bytes * programs_per_sm <= limits.shared_memory_bytes:
+            return DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
+    return DecodeTiling(16, 2, 4, 1, 16)
 
 
 def decode_attention_reference(

@@ -9,8 +9,7 @@ Paged: the row is the sequence's block table, and its token t lies in block ``ro
 PagedAttention", SOSP 2023, https://arxiv.org/abs/2309.06180).
 
 Contiguous: the layer is ONE block as large as the pool, ``row[0]`` is the first slot of the sequence's
-    extent, and
-its token t lies in slot ``row[0] + t``.
+extent, and its token t lies in slot ``row[0] + t``.
 
 Nothing of a row is read beyond the blocks that hold the sequence's context.
 """
@@ -31,40 +30,52 @@ MAX_HEAD_DIM = 256
 
 
 @jit()
-def slot_offsets(
+def load_block_ids(
     row_ptr: tl.pointer_type,  # the sequence's row of the table
     start: tl.tensor,  # first token of the tile, a multiple of TILE_TOKENS
     end: tl.tensor,  # tokens from here on are masked: their entries of the table are not read
+    BLOCK_SIZE: tl.constexpr,
+    IS_CONTIGUOUS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+) -> tl.tensor:
+    """What the table says of a tile: int32 ``(TILE_TOKENS,)``, or one number if the whole tile has the same."""
+    if IS_CONTIGUOUS:
+        block_ids = tl.load(row_ptr)
+    elif BLOCK_SIZE >= TILE_TOKENS:  # the tile lies in one block
+        block_ids = tl.load(row_ptr + start // BLOCK_SIZE, mask=start < end, other=0)
+    else:
+        tokens = start + tl.arange(0, TILE_TOKENS)
+        block_ids = tl.load(row_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
+    return block_ids
+
+
+@jit()
+def slot_offsets(
+    block_ids: tl.tensor,  # of load_block_ids
+    start: tl.tensor,
     HEAD_DIM: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     IS_CONTIGUOUS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
-    IS_MASKED: tl.constexpr,
 ) -> tl.tensor:
     """Element offsets of a tile's slots from slot 0 of block 0 of the same head; int64 ``(TILE_TOKENS,)``."""
     places = tl.arange(0, TILE_TOKENS)
     if IS_CONTIGUOUS:
-        offsets = (tl.load(row_ptr).to(tl.int64) + start + places) * HEAD_DIM
-    elif BLOCK_SIZE >= TILE_TOKENS:  # the tile lies in one block
-        block_id = tl.load(row_ptr + start // BLOCK_SIZE).to(tl.int64)
-        block_offset = block_id * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
+        offsets = (block_ids.to(tl.int64) + start + places) * HEAD_DIM
+    elif BLOCK_SIZE >= TILE_TOKENS:
+        block_offset = block_ids.to(tl.int64) * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
         offsets = block_offset + (start % BLOCK_SIZE + places) * HEAD_DIM
     else:
-        entries = row_ptr + (start + places) // BLOCK_SIZE
-        if IS_MASKED:
-            block_ids = tl.load(entries, mask=start + places < end, other=0).to(tl.int64)
-        else:
-            block_ids = tl.load(entries).to(tl.int64)
-        offsets = block_ids * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM) + (places % BLOCK_SIZE) * HEAD_DIM
+        block_offsets = block_ids.to(tl.int64) * (2 * NUM_KV_HEADS * BLOCK_SIZE * HEAD_DIM)
+        offsets = block_offsets + (places % BLOCK_SIZE) * HEAD_DIM
     return offsets
 
 
 @jit()
-def load_kv_tile(
-    key_ptr: tl.pointer_type,  # K of the first slot of block 0 of the head
-    value_offset: tl.tensor,  # elements from K to V of the same slot
-    row_ptr: tl.pointer_type,
+def load_tile(
+    head_ptr: tl.pointer_type,  # K, or V, of the first slot of block 0 of the head
+    block_ids: tl.tensor,  # of load_block_ids
     start: tl.tensor,
     end: tl.tensor,
     HEAD_DIM: tl.constexpr,
@@ -74,38 +85,22 @@ def load_kv_tile(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     IS_MASKED: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """K and V of the tokens ``start`` .. ``start + TILE_TOKENS``, each ``(TILE_TOKENS, TILE_DIMS)``.
+) -> tl.tensor:
+    """K, or V, of the tokens ``start`` .. ``start + TILE_TOKENS``: ``(TILE_TOKENS, TILE_DIMS)``.
 
     When IS_MASKED, tokens from ``end`` on are zero and their slots are not read.
     """
-    offsets = slot_offsets(
-        row_ptr, start, end, HEAD_DIM, NUM_KV_HEADS, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS, IS_MASKED
-    )
+    offsets = slot_offsets(block_ids, start, HEAD_DIM, NUM_KV_HEADS, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
     dims = tl.arange(0, TILE_DIMS)
-    pointers = key_ptr + offsets[:, None] + dims[None, :]
+    pointers = head_ptr + offsets[:, None] + dims[None, :]
     if IS_MASKED:
         is_token = start + tl.arange(0, TILE_TOKENS) < end
-        mask = is_token[:, None] & (dims < HEAD_DIM)[None, :]
-        key = tl.load(pointers, mask=mask, other=0.0)
-        value = tl.load(pointers + value_offset, mask=mask, other=0.0)
+        tile = tl.load(pointers, mask=is_token[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
     elif TILE_DIMS > HEAD_DIM:
-        mask = (dims < HEAD_DIM)[None, :]
-        key = tl.load(pointers, mask=mask, other=0.0)
-        value = tl.load(pointers + value_offset, mask=mask, other=0.0)
+        tile = tl.load(pointers, mask=(dims < HEAD_DIM)[None, :], other=0.0)
     else:
-        key = tl.load(pointers)
-        value = tl.load(pointers + value_offset)
-    return key, value
-
-
-def pipeline_stages(tiles_in_flight: int, is_contiguous: bool) -> int:
-    """Return the ``num_stages`` with which Triton keeps ``tiles_in_flight`` tiles of K and V loading in a loop.
-
-    Block tables put one more load before that of a tile, and Triton spreads the stages evenly over such a
-    chain.
-    """
-    return tiles_in_flight + 1 if is_contiguous else 2 * tiles_in_flight + 1
+        tile = tl.load(pointers)
+    return tile
 
 
 def check_attention(

@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.kv_layout import check_attention, gather_kv, load_kv_tile, pipeline_stages
+from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids, load_tile
 from pbench.kernels.launch import (
     ceil_div,
     check_contiguous,
@@ -51,7 +51,7 @@ def _attend_tile(
     acc: tl.tensor,  # (TILE_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
     key_ptr: tl.pointer_type,
     value_offset: tl.tensor,
-    row_ptr: tl.pointer_type,
+    block_ids: tl.tensor,
     start: tl.tensor,
     end: tl.tensor,
     scale_log2: tl.tensor,
@@ -64,10 +64,23 @@ def _attend_tile(
     IS_MASKED: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """One step of the online softmax."""
-    key, value = load_kv_tile(
+    key = load_tile(
         key_ptr,
-        value_offset,
-        row_ptr,
+        block_ids,
+        start,
+        end,
+        HEAD_DIM,
+        NUM_KV_HEADS,
+        BLOCK_SIZE,
+        IS_CONTIGUOUS,
+        TILE_TOKENS,
+        TILE_DIMS,
+        IS_MASKED,
+    )
+    value_ptr = key_ptr + value_offset
+    value = load_tile(
+        value_ptr,
+        block_ids,
         start,
         end,
         HEAD_DIM,
@@ -116,14 +129,14 @@ def _prefill_attention_kernel(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
 ) -> None:
-    """Grid: (row tiles of the longest query, KV heads, num_sequences)."""
+    """Grid: (KV heads, num_sequences, row tiles of the longest query)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
-    kv_head = tl.program_id(1)
-    sequence = tl.program_id(2).to(tl.int64)
+    kv_head = tl.program_id(0)
+    sequence = tl.program_id(1).to(tl.int64)
     first_query = tl.load(query_start_ptr + sequence)
     query_len = tl.load(query_start_ptr + sequence + 1) - first_query
-    # The last rows see the most tokens: started first, they do not end up running alone.
-    first_row = (tl.num_programs(0) - 1 - tl.program_id(0)) * TILE_ROWS
+    # The last rows see the most tokens: started first in all heads, they do not end up running alone.
+    first_row = (tl.num_programs(2) - 1 - tl.program_id(2)) * TILE_ROWS
     if first_row >= query_len * GROUP:
         return
     prefix_len = tl.load(context_lens_ptr + sequence) - query_len
@@ -149,7 +162,11 @@ def _prefill_attention_kernel(
     top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
     acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
+    next_ids = load_block_ids(row_ptr, 0, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
     for start in range(0, full_end, TILE_TOKENS):
+        block_ids = next_ids
+        if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
+            next_ids = load_block_ids(row_ptr, start + TILE_TOKENS, end, BLOCK_SIZE, False, TILE_TOKENS)
         top, total, acc = _attend_tile(
             query,
             positions,
@@ -158,7 +175,7 @@ def _prefill_attention_kernel(
             acc,
             key_ptr,
             value_offset,
-            row_ptr,
+            block_ids,
             start,
             end,
             scale_log2,
@@ -171,6 +188,7 @@ def _prefill_attention_kernel(
             False,
         )
     for start in range(full_end, end, TILE_TOKENS):
+        block_ids = load_block_ids(row_ptr, start, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
         top, total, acc = _attend_tile(
             query,
             positions,
@@ -179,7 +197,7 @@ def _prefill_attention_kernel(
             acc,
             key_ptr,
             value_offset,
-            row_ptr,
+            block_ids,
             start,
             end,
             scale_log2,
@@ -275,7 +293,7 @@ def prefill_attention_triton(
     num_row_tiles = ceil_div(max_query_len * (num_heads // num_kv_heads), tiling.tile_rows)
     if num_sequences == 0 or num_row_tiles == 0:
         return out
-    _prefill_attention_kernel[(num_row_tiles, num_kv_heads, num_sequences)](
+    _prefill_attention_kernel[(num_kv_heads, num_sequences, num_row_tiles)](
         query,
         kv,
         table,
@@ -296,7 +314,7 @@ def prefill_attention_triton(
         TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=next_power_of_2(head_dim),
         num_warps=tiling.num_warps,
-        num_stages=pipeline_stages(tiling.tiles_in_flight, is_contiguous),
+        num_stages=tiling.tiles_in_flight + 1,
     )
     return out
 

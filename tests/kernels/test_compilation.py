@@ -21,6 +21,8 @@ INTEGER_POINTERS = {
     "slots_ptr": "*i64",
     "pairs_ptr": "*i64",
     "positions_ptr": "*i64",
+    "schedule_ptr": "*i32",
+    "num_arrived_ptr": "*i32",
 }
 FLOAT32_POINTERS = {"partial_ptr": "*fp32", "log_sum_ptr": "*fp32", "cos_sin_ptr": "*fp32"}
 FLOATS = ("scale_log2", "eps")
@@ -66,6 +68,7 @@ def compile_all():
     from pbench.kernels import (
         copy_blocks,
         decode_attention,
+        decode_plan,
         prefill_attention,
         rms_norm,
         rotary,
@@ -79,15 +82,15 @@ def compile_all():
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        decode = constants | {"TILE_ROWS": 16, "MIN_SPLIT_TILES": 4}
-        compile_kernel(decode_attention._decode_attention_kernel, decode, dtype)
+        rows = {"NUM_ROWS": 8, "ROW_UNITS": 1, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8}
+        compile_kernel(decode_attention._decode_attention_kernel, constants | rows, dtype, maxnreg=168)
         prefill = constants | {"TILE_ROWS": 32}
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype)
     print("decode_attention")
     print("prefill_attention")
-    reduction = {"NUM_HEADS": 32, "HEAD_DIM": 80, "TILE_DIMS": 128, "MIN_SPLIT_TILES": 4, "TILE_TOKENS": 32}
-    reduction |= {"MAX_SPLITS": decode_attention.MAX_SPLITS, "TILE_SPLITS": 8}
-    compile_kernel(decode_attention._reduce_splits_kernel, reduction)
+    plan = {"NUM_ROWS": 8, "ROW_UNITS": 1, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    compile_kernel(decode_plan._decode_plan_kernel, plan)
+    print("decode_plan")
     for has_residual in (False, True):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
         compile_kernel(rms_norm._rms_norm_kernel, row)

@@ -4,15 +4,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pbench.kernels.decode_attention import (
-    MAX_SPLITS,
-    DecodeTiling,
     choose_tiling,
     decode_attention,
     decode_attention_reference,
     decode_attention_triton,
+    plan_for,
 )
+from pbench.kernels.decode_plan import DecodeTiling, plan_decode
+from pbench.kernels.launch import DeviceLimits
 
-SMALL_TILES = DecodeTiling(num_splits=3, min_split_tiles=1, tile_tokens=16, tiles_in_flight=2)
+SMALL_TILES = DecodeTiling(tile_tokens=16, tiles_in_flight=2, num_warps=4, programs_per_sm=1, min_chunk=1)
 
 
 def random_query(cache, num_heads, seed=1):
@@ -43,7 +44,17 @@ def exact(query, cache, scale):
     return out
 
 
-def run_triton(query, cache, tiling, scale=0.2):
+def plan_of(query, cache, tiling):
+    return plan_decode(
+        cache.context_lens,
+        num_heads=query.shape[1],
+        num_kv_heads=cache.kv.shape[2],
+        head_dim=query.shape[2],
+        tiling=tiling,
+    )
+
+
+def run_triton(query, cache, tiling, scale=0.2, plan=None):
     out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
     return decode_attention_triton(
         query,
@@ -53,7 +64,7 @@ def run_triton(query, cache, tiling, scale=0.2):
         out,
         scale=scale,
         is_contiguous=cache.is_contiguous,
-        tiling=tiling,
+        plan=plan or plan_of(query, cache, tiling),
     )
 
 
@@ -108,8 +119,9 @@ def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtyp
     assert torch.equal(decode_attention(*arguments, scale=0.2, is_contiguous=is_contiguous), out)
 
 
-@pytest.mark.parametrize("num_splits", [1, 2, 9, 17])
-def test_number_of_splits_does_not_change_the_result(build_cache, device, num_splits):
+# From one program that does everything to more programs than there are tiles.
+@pytest.mark.parametrize(("programs_per_sm", "min_chunk"), [(1, 1000), (1, 1), (2, 3), (6, 1)])
+def test_how_the_work_is_shared_out_does_not_change_the_result(build_cache, device, programs_per_sm, min_chunk):
     cache = build_cache(
         [150, 16, 0, 129, 2],
         num_kv_heads=1,
@@ -119,19 +131,52 @@ def test_number_of_splits_does_not_change_the_result(build_cache, device, num_sp
         device=device,
     )
     query = random_query(cache, 4)
-    tiling = SMALL_TILES._replace(num_splits=num_splits)
+    tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     torch.testing.assert_close(
         run_triton(query, cache, tiling).double(), exact(query, cache, 0.2), rtol=1e-5, atol=1e-5
     )
 
 
-def test_short_sequences_are_not_split(build_cache, device):
-    cache = build_cache([300, 40], num_kv_heads=1, head_dim=16, block_size=16, is_contiguous=False, device=device)
-    query = random_query(cache, 1)
-    tiling = DecodeTiling(num_splits=4, min_split_tiles=8, tile_tokens=16, tiles_in_flight=1)
-    torch.testing.assert_close(
-        run_triton(query, cache, tiling).double(), exact(query, cache, 0.2), rtol=1e-5, atol=1e-5
-    )
+def test_a_plan_serves_one_launch_after_the_other(build_cache, device):
+    cache = build_cache([300, 0, 40], num_kv_heads=2, head_dim=16, block_size=16, is_contiguous=False, device=device)
+    plan = plan_of(random_query(cache, 2), cache, SMALL_TILES)
+    for seed in (1, 2, 3):
+        query = random_query(cache, 2, seed)
+        out = run_triton(query, cache, SMALL_TILES, plan=plan)
+        torch.testing.assert_close(out.double(), exact(query, cache, 0.2), rtol=1e-5, atol=1e-5)
+        assert not plan.num_arrived.any()
+
+
+@given(
+    context_lens=st.lists(st.integers(0, 300), min_size=1, max_size=9),
+    programs_per_sm=st.integers(1, 3),
+    min_chunk=st.integers(1, 9),
+)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_programs_share_the_units_evenly(device, context_lens, programs_per_sm, min_chunk):
+    tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
+    lens = torch.tensor(context_lens, dtype=torch.int32, device=device)
+    plan = plan_decode(lens, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling)
+    chunk, *starts = plan.schedule[: len(lens) + 1].tolist()
+    units = [-(-length // 16) + 1 for length in context_lens]
+    total = 2 * sum(units)
+    assert chunk == max(-(-total // plan.num_programs), min_chunk)
+    assert starts == [sum(units[:i]) for i in range(len(units))]
+    for program, sequence in enumerate(plan.schedule[len(lens) + 1 :].tolist()):
+        if program * chunk < total:
+            assert 2 * starts[sequence] <= program * chunk < 2 * (starts[sequence] + units[sequence])
+        else:
+            assert sequence == len(lens)
+
+
+def test_a_plan_for_other_shapes_is_refused(build_cache):
+    cache = build_cache([30, 4], num_kv_heads=2, head_dim=16, block_size=16, is_contiguous=False)
+    query = random_query(cache, 4)
+    plan = plan_of(query, cache, SMALL_TILES) if not torch.cuda.is_available() else None
+    if plan is None:
+        pytest.skip("Triton compiles for the GPU in this process; its interpreter is off")
+    with pytest.raises(ValueError, match="plan is for 2 sequences of 2 rows"):
+        run_triton(query[:1], cache, SMALL_TILES, plan=plan)
 
 
 def test_more_query_heads_per_kv_head_than_one_tile_holds(build_cache, device):
@@ -155,8 +200,8 @@ def test_scores_of_large_magnitude_do_not_overflow(build_cache, device):
     group=st.sampled_from([1, 3, 4, 17]),
     block_size=st.sampled_from([1, 8, 16, 32]),
     is_contiguous=st.booleans(),
-    num_splits=st.integers(1, 5),
-    min_split_tiles=st.integers(1, 2),
+    programs_per_sm=st.integers(1, 3),
+    min_chunk=st.integers(1, 4),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -168,8 +213,8 @@ def test_kernel_is_the_reference_for_any_lengths(
     group,
     block_size,
     is_contiguous,
-    num_splits,
-    min_split_tiles,
+    programs_per_sm,
+    min_chunk,
     seed,
 ):
     cache = build_cache(
@@ -182,21 +227,20 @@ def test_kernel_is_the_reference_for_any_lengths(
         seed=seed,
     )
     query = random_query(cache, num_kv_heads * group, seed=seed)
-    tiling = DecodeTiling(num_splits, min_split_tiles, tile_tokens=16, tiles_in_flight=1)
+    tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     expected = decode_attention_reference(query.double(), **cache.double(), scale=0.2, is_contiguous=is_contiguous)
     torch.testing.assert_close(run_triton(query, cache, tiling).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_sequences", [1, 2, 17, 256, 4096])
-@pytest.mark.parametrize("max_context", [1, 64, 300, 4096, 131072])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_tiling_has_room_for_its_splits(num_sequences, max_context, dtype):
-    query = torch.empty(num_sequences, 32, 128, dtype=dtype)
-    tiling = choose_tiling(query, torch.empty(1, 2, 8, 16, 128, dtype=dtype), max_context)
-    assert 1 <= tiling.num_splits <= MAX_SPLITS
-    assert tiling.min_split_tiles >= 1
-    split_tokens = tiling.min_split_tiles * tiling.tile_tokens
-    assert (tiling.num_splits - 1) * split_tokens < max_context  # the last split of the longest may have work
+@pytest.mark.parametrize("shared_memory_bytes", [100 * 1024, 164 * 1024, 227 * 1024])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("element_bytes", [2, 4])
+def test_the_programs_of_a_multiprocessor_fit_its_memory(shared_memory_bytes, head_dim, element_bytes):
+    tiling = choose_tiling(DeviceLimits(132, shared_memory_bytes), head_dim, element_bytes)
+    token_bytes = 2 * (1 << (head_dim - 1).bit_length()) * element_bytes
+    tiles_bytes = tiling.programs_per_sm * tiling.tiles_in_flight * tiling.tile_tokens * token_bytes
+    assert tiles_bytes <= shared_memory_bytes
+    assert tiling.max_registers * tiling.num_warps * 32 * tiling.programs_per_sm <= 65536
 
 
 @pytest.mark.gpu
@@ -241,7 +285,9 @@ def test_one_cuda_graph_serves_all_lengths(build_cache):
     decode_attention(*arguments, scale=0.1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = decode_attention(*arguments, scale=0.1)
+        plan = plan_for(query, cache.kv, cache.context_lens)
+        for _ in range(2):  # two layers
+            out = decode_attention(*arguments, scale=0.1, plan=plan)
     for shorter in (lens, [0, 1, 300, 63], [1999, 0, 0, 1], [0, 0, 0, 0]):
         cache.context_lens.copy_(torch.tensor(shorter))
         graph.replay()

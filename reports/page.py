@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pbench.reports.block_map import block_map_panel
 from pbench.reports.charts.account import account_panel
 from pbench.reports.charts.device import device_panel
 from pbench.reports.charts.latency import latency_panel
@@ -77,6 +78,7 @@ def build_page(runs: Sequence[Run]) -> Page:
         progress_panel(subjects),
         partition_panel(subjects),
         figure_2_panel(subjects),
+        block_map_panel(subjects),
         sharing_panel(subjects),
         latency_panel(subjects),
         timeline_panel(subjects),

@@ -32,7 +32,7 @@ def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inlin
     """
     plotly = plotly_script(plotlyjs)
     page = build_page(runs)
-    scripts = {name: asset(name) for name in ("theme.js", "page.js")}
+    scripts = {name: asset(name) for name in ("theme.js", "page.js", "block_map.js")}
     stream.writelines(
         _environment()
         .get_template("report.html")

@@ -87,7 +87,10 @@
     for (const plot of plots) plot.textContent = "plotly.js could not be loaded: see the table below.";
   }
 
-  const redraw = () => plots.forEach(refresh);
+  const redraw = () => {
+    plots.forEach(refresh);
+    dispatchEvent(new Event("pbench-theme"));
+  };
   addEventListener("beforeprint", () => {
     isPrinting = true;
     if (window.Plotly) plots.forEach(draw);

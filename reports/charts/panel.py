@@ -3,13 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from pbench.reports.palette import GRID, MUTED, ON_BRIGHT, SURFACE, TEXT
+
+if TYPE_CHECKING:
+    from pbench.reports.block_map import BlockMap
 
 _MAX_TICKS = 6
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -49,6 +52,7 @@ class Panel:
     charts: tuple[Chart, ...] = ()
     table: Table | None = None
     missing: str = ""
+    block_map: "BlockMap | None" = None  # drawn by the page's own script, not by plotly
 
 
 def new_figure(x_title: str, y_title: str, **axes: Any) -> go.Figure:

@@ -16,6 +16,8 @@ from pbench.reports.report import render_report
 from pbench.results import (
     DEVICE_COLUMNS,
     METRICS,
+    POOL_MAP_COLUMNS,
+    POOL_MAP_FILE,
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     EngineResult,
@@ -29,6 +31,7 @@ BLOCK_SIZE = 16
 NUM_SLOTS = 16_384
 SLOT_BYTES = 131_072
 MAX_LENGTH = 2048
+MAP_STRIDE = 7  # steps between two maps of the pool
 SHARED_TOKENS = 64  # every prompt begins with them; a multiple of BLOCK_SIZE
 WEIGHTS_BYTES = 1_300_000_000
 PARTITION = ("token_state", "reserved", "internal", "external", "cached", "free")
@@ -47,6 +50,7 @@ class Simulation:
         self.num_done: dict[int, int] = {}  # tokens generated, by running request
         self.times: list[Row] = [{"num_preemptions": 0} for _ in prompts]
         self.steps: list[Row] = []
+        self.spans: list[Row] = []  # of the pool's maps
         self.now_ns = 0
 
     def run(self) -> "Simulation":
@@ -110,6 +114,8 @@ class Simulation:
             }
             | self._usage()
         )
+        if len(self.steps) % MAP_STRIDE == 1:
+            self.spans += self._map()
         for request in leaving:
             del self.num_done[request]
             self.times[request]["finished_ns"] = self.now_ns
@@ -134,6 +140,27 @@ class Simulation:
             "free": free - external - cached,
             "shared_saved": saved,
         }
+
+    def _map(self) -> list[Row]:
+        """The pool with the shared prefix first, then what each request holds, then what is cached and what is free."""
+        usage = self._usage()
+        shared = SHARED_TOKENS if self.is_paged else 0
+        spans = [(shared, min(self.num_done), len(self.num_done), shared, 0, 0, 0)] if shared else []
+        for request, done in self.num_done.items():
+            held, tokens = self._held(request, done), self.prompts[request] + done - shared
+            reserved = min(self.outputs[request] - done, held - tokens)
+            spans.append((held, request, 1, tokens, reserved, held - tokens - reserved, 0))
+        num_left = NUM_SLOTS - sum(span[0] for span in spans)
+        spans += [(usage["cached"], -1, 0, 0, 0, 0, usage["cached"]), (num_left - usage["cached"], -1, 0, 0, 0, 0, 0)]
+        names = ("length", "request_id", "num_sharers", "token_state", "reserved", "internal", "cached")
+        rows = []
+        start = 0
+        for span in (span for span in spans if span[0]):
+            row: Row = dict(zip(names, span, strict=True))
+            row |= {"engine": self.spec, "time_ns": self.now_ns, "start": start, "free": span[0] - sum(span[3:])}
+            rows.append(row)
+            start += span[0]
+        return rows
 
     def requests(self) -> list[Row]:
         return [
@@ -238,6 +265,7 @@ class RunBuilder:
         self.steps: list[Row] = []
         self.requests: list[Row] = []
         self.device: list[Row] = []
+        self.spans: list[Row] = []
 
     def add_engine(self, spec: str, *, has_nvml: bool = True, **fields: Any) -> "RunBuilder":
         """An engine that served everything; ``fields`` replace those of its EngineResult."""
@@ -263,6 +291,7 @@ class RunBuilder:
         self.steps += simulation.steps
         self.requests += requests
         self.device += device
+        self.spans += simulation.spans
         return self
 
     def add_failed_engine(self, spec: str, reason: str) -> "RunBuilder":
@@ -281,7 +310,7 @@ class RunBuilder:
 
     def forget_tables(self) -> "RunBuilder":
         """Keep the summaries, and not a row of the tables."""
-        self.steps, self.requests, self.device = [], [], []
+        self.steps, self.requests, self.device, self.spans = [], [], [], []
         return self
 
     def write(self, **overrides: Any) -> Run:
@@ -320,6 +349,8 @@ class RunBuilder:
         write_table(self.folder / "steps.parquet", self.steps, STEP_COLUMNS)
         write_table(self.folder / "requests.parquet", self.requests, REQUEST_COLUMNS)
         write_table(self.folder / "device.parquet", self.device, DEVICE_COLUMNS)
+        if self.spans:
+            write_table(self.folder / POOL_MAP_FILE, self.spans, POOL_MAP_COLUMNS)
         return Run(self.folder)
 
 

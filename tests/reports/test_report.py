@@ -22,6 +22,7 @@ SECTIONS = (
     "progress",
     "partition",
     "figure-2",
+    "pool-map",
     "sharing",
     "latency",
     "timeline",

@@ -1,6 +1,5 @@
-"""The page in a browser: it draws everything, complains of nothing, loads nothing, and reacts."""
+"""The whole page in a browser: it draws everything, complains of nothing, loads nothing, and reacts."""
 
-import base64
 import importlib.util
 import time
 from collections.abc import Callable
@@ -97,28 +96,25 @@ def test_every_table_opens(page: Path, tab: Any) -> None:
 
 def test_the_keyboard_reaches_the_verdict_first(page: Path, tab: Any) -> None:
     tab.open(page)
-    tab.press("Tab")
+    tab.page.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
     assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
 
 
 def test_a_raw_file_is_saved_as_it_was(page: Path, two_engines: Run, tab: Any, tmp_path: Path) -> None:
     tab.open(page)
-    tab.evaluate("window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return 'blob:x'; }; 0")
-    tab.evaluate("HTMLAnchorElement.prototype.click = function () { window.savedName = this.download; }; 0")
-    tab.evaluate("document.querySelector('[data-download=\"steps.parquet\"]').click()")
-    text = tab.evaluate(
-        "saved[0].arrayBuffer().then((b) => btoa([...new Uint8Array(b)].map((c) => String.fromCharCode(c)).join('')))"
-    )
-    assert tab.evaluate("savedName") == "steps.parquet"
-    assert base64.b64decode(text) == (two_engines.path / "steps.parquet").read_bytes()
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name="steps.parquet").click()
+    assert download.value.suggested_filename == "steps.parquet"
+    download.value.save_as(tmp_path / "saved")
+    assert (tmp_path / "saved").read_bytes() == (two_engines.path / "steps.parquet").read_bytes()
 
 
 def test_hostile_text_is_text_in_the_page_and_in_the_charts(
     builder: Callable[..., Any], write_page: Callable[..., Path], tab: Any
 ) -> None:
     made = builder(num_requests=5).add_engine("paged")
-    for rows in (made.steps, made.requests, made.device):
+    for rows in (made.steps, made.requests, made.device, made.spans):
         for row in rows:
             row["engine"] = MARKUP
     made.engines[0] = replace(made.engines[0], spec=MARKUP)

@@ -130,7 +130,9 @@ def _moment(subject: Subject, time_ns: int) -> "pd.DataFrame":
 
 def _fullest_moment(subject: Subject) -> int:
     """When most slots held tokens, nanoseconds."""
-    return int(subject.pool_map.groupby("time_ns")["token_state"].sum().idxmax())
+    table = subject.pool_map
+    times_ns, moments = np.unique(table["time_ns"].to_numpy(dtype=np.int64), return_inverse=True)
+    return int(times_ns[np.bincount(moments, weights=table["token_state"].to_numpy(dtype=np.float64)).argmax()])
 
 
 def _summary(subject: Subject) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pbench.job import ENGINE_FACTORY, EngineOptions, Job, WorkloadChoice
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
+from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, RunResult, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
@@ -67,6 +68,7 @@ class Experiment:
                 else:
                     self._engines[index] = self._run_engine(options)
                 self._write()
+        write_prefix_hits(self._plan.folder, self._plan.workload)
         shutil.rmtree(self._plan.folder / JOURNAL_FOLDER)
         return self._result()
 

@@ -6,6 +6,7 @@ A run is a folder::
     steps.parquet     one row per engine step          (columns: STEP_COLUMNS)
     requests.parquet  one row per request              (columns: REQUEST_COLUMNS)
     device.parquet    one row per sample of the device (columns: DEVICE_COLUMNS)
+    prefixes.parquet  one row per engine and prompt prefix that requests share (columns: PREFIX_COLUMNS)
     pool_map.parquet  one row per stretch of the pool, at a bounded number of moments (columns: POOL_MAP_COLUMNS)
     report.html
 
@@ -100,6 +101,18 @@ DEVICE_COLUMNS = {
     "throttle_reasons": "Int64",  # NVML's bit mask
 }
 
+
+PREFIX_FILE = "prefixes.parquet"
+PREFIX_COLUMNS = {
+    "engine": "string",
+    "prefix": "int64",  # its number, parents before children
+    "parent": "int64",  # -1: none
+    "start": "int64",  # tokens before it, which its requests share too
+    "num_tokens": "int64",
+    "num_requests": "int64",  # whose prompts begin so
+    "num_hit_requests": "int64",  # that found some of it in the cache
+    "hit_tokens": "int64",  # found in the cache instead of computed, over all requests
+}
 
 POOL_MAP_FILE = "pool_map.parquet"
 POOL_MAP_COLUMNS = {
@@ -367,6 +380,10 @@ class Run:
     def device(self) -> "pd.DataFrame":
         """Table with ``DEVICE_COLUMNS``; empty when the run kept none."""
         return _read_table(self.path / "device.parquet", DEVICE_COLUMNS)
+
+    def prefixes(self) -> "pd.DataFrame":
+        """Table with ``PREFIX_COLUMNS``; empty when the workload's prompts share nothing."""
+        return _read_table(self.path / PREFIX_FILE, PREFIX_COLUMNS)
 
     def pool_map(self) -> "pd.DataFrame":
         """Table with ``POOL_MAP_COLUMNS``; empty when the run kept none."""

@@ -21,6 +21,7 @@ from pbench.journal import Journal
 from pbench.lazy_requests import lazy_arrivals
 from pbench.live import View
 from pbench.pool_history import PoolHistory, gather_pool_maps
+from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Run, RunResult, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
@@ -72,6 +73,7 @@ class Simulation:
             else:
                 self._engines[index] = self._simulate(options)
             self.write()
+        write_prefix_hits(self._plan.folder, self._plan.workload)
         shutil.rmtree(journals)
         return self._result()
 

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
 from pbench.errors import UsageError
 from pbench.reports.quantity import format_quantity
-from pbench.results import POOL_MAP_FILE, Run
+from pbench.results import POOL_MAP_FILE, PREFIX_FILE, Run
 
 PLOTLYJS_MODES = ("inline", "cdn", "directory")
 PLOTLYJS_FILE = "plotly.min.js"  # beside the page in the mode "directory"
@@ -23,7 +23,7 @@ PLOTLYJS_FILE = "plotly.min.js"  # beside the page in the mode "directory"
 # Raw files beyond this stay where they are: the page must stay small enough to be mailed.
 ATTACHED_BYTES_LIMIT = 3 * 1024**2
 
-_RAW_FILES = ("run.json", "steps.parquet", "requests.parquet", "device.parquet", POOL_MAP_FILE)
+_RAW_FILES = ("run.json", "steps.parquet", "requests.parquet", "device.parquet", PREFIX_FILE, POOL_MAP_FILE)
 # In a script element "</script" ends the element and "<!--" changes its state: JSON can be written without either.
 _SCRIPT_ESCAPES = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}

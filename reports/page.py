@@ -12,6 +12,7 @@ from pbench.reports.charts.latency import latency_panel
 from pbench.reports.charts.memory import memory_panel
 from pbench.reports.charts.panel import Panel
 from pbench.reports.charts.partition import figure_2_panel, partition_panel
+from pbench.reports.charts.prefix_tree import prefix_tree_panel
 from pbench.reports.charts.progress import progress_panel
 from pbench.reports.charts.sharing import sharing_panel
 from pbench.reports.charts.steps import steps_panel
@@ -80,6 +81,7 @@ def build_page(runs: Sequence[Run]) -> Page:
         figure_2_panel(subjects),
         block_map_panel(subjects),
         sharing_panel(subjects),
+        prefix_tree_panel(subjects),
         latency_panel(subjects),
         timeline_panel(subjects),
         steps_panel(subjects),

@@ -28,6 +28,7 @@ class Subject:
     steps: "pd.DataFrame"  # STEP_COLUMNS, this engine's rows, in order of time
     requests: "pd.DataFrame"  # REQUEST_COLUMNS, this engine's rows
     device: "pd.DataFrame"  # DEVICE_COLUMNS, this engine's rows, in order of time
+    prefixes: "pd.DataFrame"  # PREFIX_COLUMNS, this engine's rows, parents first
     pool_map: "pd.DataFrame"  # POOL_MAP_COLUMNS, this engine's rows, in order of time and address
 
     def metric(self, name: str) -> float | int | None:
@@ -71,7 +72,8 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
     times_seen = Counter(engine.spec for result in results for engine in result.engines)
     subjects: list[Subject] = []
     for run, result in zip(runs, results, strict=True):
-        steps, requests, device, pool_map = run.steps(), run.requests(), run.device(), run.pool_map()
+        steps, requests, device = run.steps(), run.requests(), run.device()
+        prefixes, pool_map = run.prefixes(), run.pool_map()
         for engine in result.engines:
             rows = partial(_rows_of, engine.spec)
             index = len(subjects)
@@ -88,6 +90,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
                     steps=rows(steps, "end_ns"),
                     requests=rows(requests, "arrival_ns"),
                     device=rows(device, "time_ns"),
+                    prefixes=rows(prefixes, "prefix"),
                     pool_map=rows(pool_map, "time_ns"),
                 )
             )

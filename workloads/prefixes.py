@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pbench.workloads.row import PRIVATE
 from pbench.workloads.table import RequestTable
@@ -24,6 +25,7 @@ class Part(NamedTuple):
 class PrefixNode:
     """A run of tokens with which the prompts of several requests go on after a common beginning."""
 
+    number: int  # of the tree that was built; only ``prefix_paths`` reads it
     num_tokens: int
     num_requests: int
     saved_tokens: int  # tokens that need not be computed or stored again, in this run and in all that follow it
@@ -44,6 +46,22 @@ class PrefixSharing:
     def saved_tokens(self) -> int:
         """Prompt tokens that a perfect prefix cache never computes."""
         return self.total_tokens - self.distinct_tokens
+
+
+class SharedPrefix(NamedTuple):
+    """A node of the tree in a list: what several requests go on with after ``start`` tokens that they share too."""
+
+    parent: int  # place in the list, -1: none
+    start: int  # tokens before it
+    num_tokens: int
+    num_requests: int
+
+
+class PrefixPaths(NamedTuple):
+    """A tree as a list, parents first, and how far each request goes along it."""
+
+    prefixes: list[SharedPrefix]
+    deepest: NDArray[np.int64]  # (num_requests,): the request's last shared prefix, -1: it shares none of these
 
 
 def prompt_parts(requests: RequestTable) -> Iterator[list[Part]]:
@@ -80,6 +98,24 @@ def prefix_sharing(requests: RequestTable, max_depth: int = 3, max_children: int
     return PrefixSharing(total_tokens, tree.distinct_tokens(), roots, num_hidden)
 
 
+def prefix_paths(requests: RequestTable, max_depth: int = 4, max_children: int = 6) -> PrefixPaths:
+    """The tree of ``prefix_sharing``, and which of its paths every request is on."""
+    tree = _Tree()
+    for parts in prompt_parts(requests):
+        tree.add(parts)
+    tree.split()
+    roots, _ = tree.nodes(max_depth, max_children)
+    prefixes: list[SharedPrefix] = []
+    place_of: dict[int, int] = {}  # by number
+    waiting = [(root, -1, 0) for root in reversed(roots)]
+    while waiting:
+        node, parent, start = waiting.pop()
+        place_of[node.number] = place = len(prefixes)
+        prefixes.append(SharedPrefix(parent, start, node.num_tokens, node.num_requests))
+        waiting += [(child, place, start + node.num_tokens) for child in reversed(node.children)]
+    return PrefixPaths(prefixes, tree.deepest(place_of))
+
+
 _ROOT = 0
 
 
@@ -91,6 +127,7 @@ class _Tree:
         self._parents = [_ROOT]
         self._lengths = [0]
         self._counts = [0]  # prompts that pass
+        self._ends: list[int] = []  # the last node of each prompt, in their order
         self._num_private = 0  # tokens of ends that no other prompt has
 
     def add(self, parts: list[Part]) -> None:
@@ -100,7 +137,7 @@ class _Tree:
         for index, (key, length) in enumerate(parts):
             if key == PRIVATE:  # and so is all that follows
                 self._num_private += sum(part.length for part in parts[index:])
-                return
+                break
             child = self._ids.setdefault((node, key, length), len(self._parents))
             if child == len(self._parents):
                 self._parents.append(node)
@@ -108,6 +145,7 @@ class _Tree:
                 self._counts.append(0)
             self._counts[child] += 1
             node = child
+        self._ends.append(node)
 
     def split(self) -> None:
         """Where runs of one key and several lengths follow a node, make the longer go on where the shorter end.
@@ -140,6 +178,13 @@ class _Tree:
                 children.setdefault(self._parents[node], []).append(node)
         return self._shown(children.get(_ROOT, []), children, saved, max_depth, max_children)
 
+    def deepest(self, place_of: dict[int, int]) -> NDArray[np.int64]:
+        """Of each prompt, the place of the last node on its way that has one; -1 for none."""
+        places = [-1] * len(self._parents)
+        for node in reversed(self._deepest_first()):
+            places[node] = place_of.get(node, places[self._parents[node]])
+        return np.array([places[end] for end in self._ends], dtype=np.int64)
+
     def _deepest_first(self) -> list[int]:
         """All nodes but the root, every one before its parent."""
         ends: dict[int, int] = {_ROOT: 0}
@@ -167,5 +212,5 @@ class _Tree:
                 last = after[0]
                 num_tokens += self._lengths[last]
             below, num_hidden = self._shown(children.get(last, []), children, saved, max_depth - 1, max_children)
-            shown.append(PrefixNode(num_tokens, self._counts[node], saved[node], below, num_hidden))
+            shown.append(PrefixNode(node, num_tokens, self._counts[node], saved[node], below, num_hidden))
         return tuple(shown), len(nodes) - len(shown)

@@ -43,6 +43,7 @@ def test_a_complete_run_keeps_everything_and_cleans_up(
     assert sorted(path.name for path in folder.iterdir()) == [
         "device.parquet",
         "pool_map.parquet",
+        "prefixes.parquet",
         "requests.parquet",
         "run.json",
         "steps.parquet",

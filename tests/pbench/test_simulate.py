@@ -72,6 +72,7 @@ def test_the_folder_is_that_of_a_run(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.path.iterdir()) == [
         "device.parquet",
         "pool_map.parquet",
+        "prefixes.parquet",
         "requests.parquet",
         "run.json",
         "steps.parquet",

@@ -18,6 +18,8 @@ from pbench.results import (
     METRICS,
     POOL_MAP_COLUMNS,
     POOL_MAP_FILE,
+    PREFIX_COLUMNS,
+    PREFIX_FILE,
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     EngineResult,
@@ -266,6 +268,7 @@ class RunBuilder:
         self.requests: list[Row] = []
         self.device: list[Row] = []
         self.spans: list[Row] = []
+        self.prefixes: list[Row] = []
 
     def add_engine(self, spec: str, *, has_nvml: bool = True, **fields: Any) -> "RunBuilder":
         """An engine that served everything; ``fields`` replace those of its EngineResult."""
@@ -292,6 +295,11 @@ class RunBuilder:
         self.requests += requests
         self.device += device
         self.spans += simulation.spans
+        hits = [row["num_prefix_hit_tokens"] for row in requests]
+        self.prefixes += [
+            {"engine": spec, "prefix": 0, "parent": -1, "start": 0, "num_tokens": SHARED_TOKENS}
+            | {"num_requests": len(requests), "num_hit_requests": sum(map(bool, hits)), "hit_tokens": sum(hits)}
+        ]
         return self
 
     def add_failed_engine(self, spec: str, reason: str) -> "RunBuilder":
@@ -310,7 +318,8 @@ class RunBuilder:
 
     def forget_tables(self) -> "RunBuilder":
         """Keep the summaries, and not a row of the tables."""
-        self.steps, self.requests, self.device, self.spans = [], [], [], []
+        for rows in (self.steps, self.requests, self.device, self.spans, self.prefixes):
+            rows.clear()
         return self
 
     def write(self, **overrides: Any) -> Run:
@@ -351,6 +360,8 @@ class RunBuilder:
         write_table(self.folder / "device.parquet", self.device, DEVICE_COLUMNS)
         if self.spans:
             write_table(self.folder / POOL_MAP_FILE, self.spans, POOL_MAP_COLUMNS)
+        if self.prefixes:
+            write_table(self.folder / PREFIX_FILE, self.prefixes, PREFIX_COLUMNS)
         return Run(self.folder)
 
 

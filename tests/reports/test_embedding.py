@@ -16,6 +16,7 @@ def test_raw_files_come_back_byte_for_byte(two_engines: Run) -> None:
         "steps.parquet",
         "requests.parquet",
         "device.parquet",
+        "prefixes.parquet",
         "pool_map.parquet",
     ]
     for file in carried:
@@ -34,7 +35,7 @@ def test_what_is_too_large_is_named_with_its_place(two_engines: Run, monkeypatch
 def test_files_of_several_runs_have_names_of_their_own(builder: Callable[..., Any]) -> None:
     runs = [builder(name, num_requests=2).add_engine("paged").write() for name in ("one", "two")]
     names = [file.file_name for file in attachments(runs)]
-    assert len(set(names)) == 10
+    assert len(set(names)) == 12
 
 
 def test_plotlyjs_can_stand_inside_a_script_element() -> None:

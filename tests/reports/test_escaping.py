@@ -30,7 +30,7 @@ def hostile_run(builder: Callable[..., Any], text: str) -> Run:
     """A run in which every free text is ``text``, and every key that others may choose."""
     made = builder("run-a", num_requests=6).add_engine("paged").add_engine("contiguous:max")
     renamed = f"{text}:paged"
-    for rows in (made.steps, made.requests, made.device, made.spans):
+    for rows in (made.steps, made.requests, made.device, made.spans, made.prefixes):
         for row in rows:
             row["engine"] = renamed if row["engine"] == "paged" else row["engine"]
     made.engines[0] = replace(made.engines[0], spec=renamed, reason=text, notes=(text, text), config={text: text})

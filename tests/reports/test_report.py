@@ -24,6 +24,7 @@ SECTIONS = (
     "figure-2",
     "pool-map",
     "sharing",
+    "prefix-tree",
     "latency",
     "timeline",
     "steps",
@@ -179,6 +180,21 @@ def test_the_parts_of_the_memory_in_use_sum_to_its_peak(two_engines: Run, two_en
     for index, engine in enumerate(two_engines.result.engines):
         peak_gib = engine.memory["peak"] / 2**30
         assert sum(bar["x"][index] for bar in bars) == pytest.approx(peak_gib, rel=1e-5)
+
+
+def test_the_prefix_trees_boxes_are_the_tokens_that_were_found_and_computed(
+    two_engines: Run, two_engines_page: Any
+) -> None:
+    figures = {key: figure for key, figure in two_engines_page.figures().items() if key.startswith("prefix-tree")}
+    assert list(figures) == ["prefix-tree-e0"]  # the other engine cannot share
+    (prefix,) = two_engines.prefixes().query("engine == 'paged'").to_dict("records")
+    found, computed = (
+        sum(x * width for x, width in zip(trace["x"], trace["width"], strict=True))
+        for trace in figures["prefix-tree-e0"]["data"]
+    )
+    assert found == pytest.approx(prefix["hit_tokens"])
+    assert found + computed == pytest.approx(prefix["num_tokens"] * prefix["num_requests"])
+    assert prefix["hit_tokens"] == two_engines.requests().query("engine == 'paged'")["num_prefix_hit_tokens"].sum()
 
 
 def test_every_chart_has_a_title_a_summary_and_a_table_in_its_section(two_engines_page: Any) -> None:

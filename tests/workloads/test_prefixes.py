@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pbench.workloads.blocks import prompt_blocks
 from pbench.workloads.ideal_cache import ideal_hits
-from pbench.workloads.prefixes import PrefixNode, prefix_sharing
+from pbench.workloads.prefixes import PrefixNode, prefix_paths, prefix_sharing
 from pbench.workloads.request import Segment, WorkloadRequest
 from pbench.workloads.row import PRIVATE, Row
 from pbench.workloads.table import RequestTable, RequestTableBuilder
@@ -167,3 +167,26 @@ def test_more_blocks_never_hit_less(num_blocks: int) -> None:
         table(prompts), block_size=4, capacities=[num_blocks, num_blocks + 1], is_partial_counted=True
     )
     assert fewer.num_hits <= more.num_hits
+
+
+@given(PROMPTS, st.integers(1, 4), st.integers(1, 3))
+def test_every_request_on_a_path_begins_with_all_of_it_and_no_other_does(
+    prompts: list[list[tuple[int, int]]], depth: int, width: int
+) -> None:
+    requests = table(prompts)
+    prefixes, deepest = prefix_paths(requests, depth, width)
+    begun: list[set[tuple[Token, ...]]] = [set() for _ in prefixes]  # what requests of each node begin with
+    num_requests = [0] * len(prefixes)
+    for request, place in zip(requests, deepest.tolist(), strict=True):
+        while place >= 0:
+            node = prefixes[place]
+            begun[place].add(tuple(tokens(request)[: node.start + node.num_tokens]))
+            num_requests[place] += 1
+            place = node.parent
+    for place, node in enumerate(prefixes):
+        (beginning,) = begun[place]
+        assert len(beginning) == node.start + node.num_tokens
+        assert num_requests[place] == node.num_requests
+        assert node.parent < place
+        alike = [request for request in requests if tuple(tokens(request)[: len(beginning)]) == beginning]
+        assert len(alike) == node.num_requests

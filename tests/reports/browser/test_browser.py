@@ -114,7 +114,7 @@ def test_hostile_text_is_text_in_the_page_and_in_the_charts(
     builder: Callable[..., Any], write_page: Callable[..., Path], tab: Any
 ) -> None:
     made = builder(num_requests=5).add_engine("paged")
-    for rows in (made.steps, made.requests, made.device, made.spans):
+    for rows in (made.steps, made.requests, made.device, made.spans, made.prefixes):
         for row in rows:
             row["engine"] = MARKUP
     made.engines[0] = replace(made.engines[0], spec=MARKUP)

@@ -37,6 +37,7 @@ class EngineConfig:
     num_threads: int = 0  # that torch computes with on the CPU; 0: as torch decides
     seed: int = 0  # of random weights
     has_cuda_graphs: bool = True  # replay decode steps from CUDA graphs; without meaning on the CPU
+    has_async_steps: bool = True  # launch a step before the tokens of the last are known; of no use on the CPU
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY_SPECS:

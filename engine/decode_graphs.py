@@ -10,18 +10,20 @@ from torch import Tensor
 class DecodeGraphs:
     """Captures ``run(size)`` for batch sizes up to ``largest`` and replays it; all graphs share one memory pool.
 
-    ``run`` must read its inputs from, and pad to, the same places for a size every time.
+    ``stage`` uploads inputs for a size, and ``run`` reads them from where they lie, which is the same for a size every
+    time: so whatever is staged last is what a replay computes with.
     """
 
-    def __init__(self, largest: int, run: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, largest: int, stage: Callable[[int], None], run: Callable[[int], Tensor]) -> None:
         self.largest = largest
         self._sizes = _sizes(largest)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._outputs: dict[int, Tensor] = {}
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         memory_pool = None
         with torch.cuda.stream(stream):
             for size in reversed(self._sizes):  # the largest first, so that the others fit into its memory
+                stage(size)
                 run(size)  # compiles what is not compiled yet, which a capture could not
                 stream.synchronize()
                 graph = torch.cuda.CUDAGraph()
@@ -35,7 +37,7 @@ class DecodeGraphs:
         """The smallest captured size that holds ``count`` sequences."""
         return self._sizes[bisect_left(self._sizes, count)]
 
-    def replay(self, size: int) -> tuple[Tensor, Tensor]:
+    def replay(self, size: int) -> Tensor:
         """Run the graph of ``size``; what it returns is overwritten by the next replay of any size."""
         self._graphs[size].replay()
         return self._outputs[size]

@@ -4,6 +4,7 @@ import math
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -13,15 +14,15 @@ from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.errors import RequestError
-from pbench.engine.memory import KVMemory
+from pbench.engine.memory import KVMemory, MemoryCounters
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, StepPlan
 from pbench.engine.pool_map import PoolMap
 from pbench.engine.preemption import PreemptionCosts
-from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
+from pbench.engine.records import KVUsage, RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.reservation import reservation_for
-from pbench.engine.scheduler import Scheduler
+from pbench.engine.scheduler import Scheduler, StepCounts
 from pbench.engine.static_memory import StaticMemory
 
 
@@ -64,7 +65,10 @@ class StepRunner(Protocol):
     weights_bytes: int  # of the model that it holds
 
     def launch(self, plan: StepPlan) -> PendingChoices:
-        """Start a step, without waiting for it."""
+        """Start a step, without waiting for it or for those before it.
+
+        At most one step runs already; the plan's placeholders stand for what that one chooses.
+        """
         ...
 
     def memory_bytes(self) -> dict[str, int]:
@@ -80,10 +84,26 @@ class StepRunner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched, and what is known of it before it has run."""
+
+    plan: StepPlan
+    counts: StepCounts
+    pending: PendingChoices
+    usage: KVUsage
+    events: MemoryCounters  # of planning it
+    start_ns: int
+
+
 class Engine:
     """A KV memory, a scheduler and a runner. ``pbench.engine.loading.load_engine`` makes one with a real model.
 
     Requests may be added and aborted between any two steps.
+
+    With ``config.has_async_steps`` a step is planned and launched while the one before it still runs, so that the
+    device never waits for the host: ``step`` launches the next step, then waits for the tokens of the last. A step
+    with beams is waited for before the next is planned, for its outcome decides which sequences there are.
 
     Args:
         config: what to run.
@@ -115,11 +135,14 @@ class Engine:
         self.pool_bytes = self.num_slots * self.slot_bytes
         self.block_size = config.block_size if config.memory == "paged" else self.num_slots
         self._live_request_ids: set[int] = set()
+        self._in_flight: _Flight | None = None
+        self._counters = self.memory.counters()  # up to here they stand in a record
+        self._last_end_ns = 0
 
     @property
     def has_unfinished(self) -> bool:
-        """Whether a request waits or runs."""
-        return bool(self._live_request_ids)
+        """Whether a request waits or runs, or a step is still on the device."""
+        return bool(self._live_request_ids) or self._in_flight is not None
 
     def add_request(self, request: Request) -> None:
         """Queue a request.
@@ -141,17 +164,43 @@ class Engine:
         return self.scheduler.record(state, "aborted", self.clock())
 
     def step(self) -> StepOutput:
-        """Run one step. There must be an unfinished request."""
+        """Bring one step to its end, after launching the next where steps overlap. Something must be unfinished."""
         assert self.has_unfinished, "a step without requests"
-        before = self.memory.counters()
+        flight = self._in_flight or self._launch()
+        assert flight is not None, "nothing runs, and nothing can be planned"
+        can_overlap = self.config.has_async_steps and self.scheduler.can_plan_ahead
+        self._in_flight = self._launch() if can_overlap else None
+        return self._complete(flight)
+
+    def _launch(self) -> _Flight | None:
+        """Plan and launch a step; None when nothing can be planned before the one that runs is complete."""
+        if not self.scheduler.has_requests:
+            return None
         start_ns = self.clock()
-        plan, counts = self.scheduler.schedule(start_ns)
+        planned = self.scheduler.schedule(start_ns)
+        if planned is None:
+            return None
+        plan, counts = planned
         pending = self.runner.launch(plan)
         usage = self.memory.usage(self.scheduler.head)  # while the device computes
-        choices = pending.tolist()
+        return _Flight(plan, counts, pending, usage, self._take_events(), start_ns)
+
+    def _take_events(self) -> MemoryCounters:
+        """What the memory has counted since the last call."""
+        before, self._counters = self._counters, self.memory.counters()
+        return self._counters.minus(before)
+
+    def _complete(self, flight: _Flight) -> StepOutput:
+        """Wait for a step, take its tokens, and record it.
+
+        The device runs one step after the other: a step that was launched earlier begins when the one before it ends.
+        """
+        plan, counts = flight.plan, flight.counts
+        choices = flight.pending.tolist()
         end_ns = self.clock()
         tokens, finished = self.scheduler.complete(plan, choices, end_ns)
-        after = self.memory.counters()
+        events = flight.events.plus(self._take_events())
+        start_ns, self._last_end_ns = max(flight.start_ns, self._last_end_ns), end_ns
         self._live_request_ids.difference_update(record.request_id for record in finished)
         record = StepRecord(
             step=plan.step,
@@ -163,17 +212,17 @@ class Engine:
             num_prefix_hit_tokens=counts.num_prefix_hit_tokens,
             num_recomputed_tokens=counts.num_recomputed_tokens,
             num_running=counts.num_running,
-            num_waiting=len(self.scheduler.waiting),
+            num_waiting=counts.num_waiting,
             num_finished=len(finished),
             num_preempted=counts.num_preempted,
-            num_forks=after.num_forks - before.num_forks,
-            num_copied_blocks=after.num_copied_blocks - before.num_copied_blocks,
-            num_evicted_blocks=after.num_evicted_blocks - before.num_evicted_blocks,
-            num_swapped_out_blocks=after.num_swapped_out_blocks - before.num_swapped_out_blocks,
-            num_swapped_in_blocks=after.num_swapped_in_blocks - before.num_swapped_in_blocks,
-            num_moved_slots=after.num_moved_slots - before.num_moved_slots,
+            num_forks=events.num_forks,
+            num_copied_blocks=events.num_copied_blocks,
+            num_evicted_blocks=events.num_evicted_blocks,
+            num_swapped_out_blocks=events.num_swapped_out_blocks,
+            num_swapped_in_blocks=events.num_swapped_in_blocks,
+            num_moved_slots=events.num_moved_slots,
             is_memory_blocked=counts.is_memory_blocked,
-            usage=usage,
+            usage=flight.usage,
         )
         return StepOutput(record, tokens, finished)
 
@@ -188,8 +237,7 @@ class Engine:
     def unfinished(self) -> list[RequestRecord]:
         """Records of the requests that are still here, with status "unfinished"."""
         now_ns = self.clock()
-        states = [*self.scheduler.running, *self.scheduler.waiting]
-        return [self.scheduler.record(state, "unfinished", now_ns) for state in states]
+        return [self.scheduler.record(state, "unfinished", now_ns) for state in self.scheduler.states()]
 
     def warm_up(self) -> None:
         """Run requests of several lengths, so that nothing is compiled later; leaves pool and prefix cache empty.
@@ -206,8 +254,12 @@ class Engine:
         if config.num_host_blocks and config.preemption == "auto":
             self.preemption_costs = self._measure_preemption(longest)
             self.scheduler.is_swapping = self.preemption_costs.is_swap_cheaper
-        self.memory.reset()
+        self._reset_memory()
         self.scheduler.reset()
+
+    def _reset_memory(self) -> None:
+        self.memory.reset()
+        self._counters = self.memory.counters()
 
     def _warm_up_with(self, num_requests: int, prompt_length: int, longest: int) -> None:
         prompt = [index % self.config.model.vocab_size for index in range(prompt_length)]
@@ -217,7 +269,7 @@ class Engine:
                 self.add_request(request)
         while self.has_unfinished:
             self.step()
-        self.memory.reset()  # the next prompt must not hit this one
+        self._reset_memory()  # the next prompt must not hit this one
 
     def _measure_preemption(self, num_tokens: int) -> PreemptionCosts:
         """Time a prefill of so many tokens, or of as many as are possible, and the swap of as many blocks."""

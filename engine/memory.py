@@ -34,6 +34,14 @@ class MemoryCounters(NamedTuple):
     num_swapped_out_blocks: int = 0
     num_swapped_in_blocks: int = 0
 
+    def plus(self, other: "MemoryCounters") -> "MemoryCounters":
+        """Each counter of both."""
+        return MemoryCounters(*(mine + others for mine, others in zip(self, other, strict=True)))
+
+    def minus(self, before: "MemoryCounters") -> "MemoryCounters":
+        """What was counted since ``before``."""
+        return MemoryCounters(*(mine - others for mine, others in zip(self, before, strict=True)))
+
 
 class Swapping(Protocol):
     """What a memory adds that can keep preempted requests in host memory."""
@@ -95,7 +103,10 @@ class KVMemory(Protocol):
         ...
 
     def commit(self, seq: Sequence) -> None:
-        """The step that writes all tokens below ``num_computed_tokens`` is planned: others may find them now."""
+        """The step that writes all tokens below ``num_computed_tokens`` is planned: others may find them now.
+
+        Those that are known, that is: called again once a token is known that was planned as a placeholder.
+        """
         ...
 
     def fork(self, parent: Sequence, child: Sequence) -> None:

@@ -137,7 +137,8 @@ class PagedMemory:
         if not self.is_prefix_cached:
             return
         table = self._tables[seq.seq_id]
-        num_known, num_full = len(table.digests), seq.num_computed_tokens // self.block_size
+        num_known = len(table.digests)
+        num_full = min(seq.num_computed_tokens, seq.num_known_tokens) // self.block_size
         if num_known < num_full:
             self._extend_digests(seq, table.digests, num_full)
             self._pool.register(table.block_ids[num_known:num_full], table.digests[num_known:])

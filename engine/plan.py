@@ -25,7 +25,7 @@ class PlannedSequence(NamedTuple):
 
     seq_id: int
     start: int  # tokens whose KV is in the pool already
-    token_ids: "array[int]"  # the tokens to compute, from position ``start`` on
+    token_ids: "array[int]"  # the tokens to compute, from position ``start`` on; negative: see ``placeholder``
     table_start: int  # the runner replaces its table of this sequence from this entry on ...
     table_entries: list[int]  # ... by these: physical block numbers, or the base slot of the one extent
     samples: tuple[Sample, ...]  # empty when the prompt goes on in a later step
@@ -34,6 +34,14 @@ class PlannedSequence(NamedTuple):
     def num_tokens(self) -> int:
         """Tokens to compute in this step."""
         return len(self.token_ids)
+
+
+def placeholder(sample_index: int) -> int:
+    """What stands for a token that the step planned before is still choosing, as sample ``sample_index`` of its plan.
+
+    Negative, so that no token id is one. It is its own inverse.
+    """
+    return ~sample_index
 
 
 class Swaps(NamedTuple):

@@ -44,13 +44,17 @@ class TokenOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step of the engine: when it ran, what it did, and how the pool stood at its end."""
+    """One step of the engine: when it ran, what it did, and how the pool stood at its end.
+
+    Steps do not overlap: where the next one is launched while this one runs, it starts when this one ends. All that
+    planning decides (what runs, waits, is preempted; the pool) stands as it was when the step was planned.
+    """
 
     step: int
-    start_ns: int
-    end_ns: int
+    start_ns: int  # planned, or the end of the step before it where that was later
+    end_ns: int  # its tokens are known
     num_prefill_tokens: int  # prompt (or recomputed) tokens whose KV this step computed
-    num_decode_tokens: int  # sequences that took one further token
+    num_decode_tokens: int  # sequences that computed one further token
     num_output_tokens: int  # tokens that were sampled and given out
     num_prefix_hit_tokens: int  # prompt tokens whose KV came from the cache, of requests first admitted in this step
     num_recomputed_tokens: int  # tokens computed once more because of an earlier preemption

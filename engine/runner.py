@@ -13,15 +13,19 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.decode_graphs import DecodeGraphs
 from pbench.engine.model import Model
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
-from pbench.engine.sampling import BeamChoices, choose
+from pbench.engine.sampling import Choices, beam_candidates, choose_tokens
 from pbench.engine.swapper import Swapper
+from pbench.engine.transfers import Staging, to_device
 from pbench.kernels.copy_blocks import copy_blocks
 
 Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 
 class Runner:
-    """Runs one step at a time: copies, then the whole batch through the model, then a token for every sample.
+    """Runs one step after the other: copies, then the whole batch through the model, then a token for every sample.
+
+    On a GPU nothing here waits for the device: everything runs in one stream, in the order of the steps. What a step
+    chooses stays on the device, where the next step finds the tokens that its plan has placeholders for.
 
     Contiguous memory is the same pool with one block as large as itself: a table then has one entry, the base slot.
     """
@@ -50,43 +54,46 @@ class Runner:
         self._tables = np.zeros((config.max_running, self._width), dtype=np.int32)
         self._row_by_seq_id: dict[int, int] = {}
         self._free_rows = list(range(config.max_running - 1, -1, -1))
-        self._wide = _Staging(3 * config.max_batch_tokens, torch.int64, self.device)
-        self._narrow = _Staging((config.max_running + 1) * (self._width + 3), torch.int32, self.device)
+        # What the last step chose; then the token ids, positions, slots and sources of this one. A source is where
+        # among these numbers a token stands: with the token ids, or with what was chosen.
+        num_chosen = config.max_running
+        self._numbers = torch.zeros(num_chosen + 4 * config.max_batch_tokens, dtype=torch.int64, device=self.device)
+        self._chosen, self._wide = self._numbers[:num_chosen], self._numbers[num_chosen:]
+        self._narrow = torch.zeros((config.max_running + 1) * (self._width + 3), dtype=torch.int32, device=self.device)
+        self._wide_staging, self._narrow_staging = Staging(self._wide), Staging(self._narrow)
         self._graphs: DecodeGraphs | None = None
         self._graphs_bytes = 0
         self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> Tensor | BeamChoices:
-        """See ``pbench.engine.engine.StepRunner``. Tokens stay on the device until they are asked for."""
+    def launch(self, plan: StepPlan) -> Choices:
+        """See ``pbench.engine.engine.StepRunner``."""
         self._update_tables(plan)
         if self._swapper is not None:
             self._swapper.run(plan.swaps)
         for source, destination, num_slots in plan.moves:  # every layer at once; the ranges never overlap
             self.pool[..., destination : destination + num_slots, :] = self.pool[..., source : source + num_slots, :]
         if plan.copies:
-            copy_blocks(self.pool, torch.tensor(plan.copies, dtype=torch.int64).to(self.device))
+            copy_blocks(self.pool, to_device(plan.copies, torch.int64, self.device))
         samples = [sample for seq in plan.sequences for sample in seq.samples]
         num_decodes = len(plan.sequences) if plan.num_decodes == len(plan.sequences) else 0
         if self._graphs is not None and 0 < num_decodes <= self._graphs.largest:
             size = self._graphs.size_for(num_decodes)
-            self._decode_batch(plan.sequences, size, self._width)
-            logits, greedy = self._graphs.replay(size)
+            self._stage_decodes(plan.sequences, size, self._width)
+            logits = self._of_samples(self._graphs.replay(size)[:num_decodes], plan)
             if len(samples) == num_decodes and all(s.temperature == 0 and not s.num_candidates for s in samples):
-                return greedy[:num_decodes]
+                return Choices(self._chosen[:num_decodes], {})
         else:
-            batch = self._decode_batch(plan.sequences, num_decodes) if num_decodes else self._mixed_batch(plan)
-            hidden = self._forward(batch)
-            rows = torch.from_numpy(_last_rows(plan.sequences)).to(self.device, non_blocking=True)
-            logits = self.model.logits(hidden.index_select(0, rows))
-            return choose(logits, samples)
-        rows = torch.tensor([row for row, seq in enumerate(plan.sequences) for _ in seq.samples], device=self.device)
-        return choose(logits.index_select(0, rows), samples)
+            batch = self._decode_batch(plan.sequences) if num_decodes else self._mixed_batch(plan)
+            logits = self.model.logits(self._of_samples(self._forward(batch), plan))
+        chosen = self._chosen[: len(samples)]
+        chosen.copy_(choose_tokens(logits, samples))
+        return Choices(chosen, beam_candidates(logits, samples))
 
     def memory_bytes(self) -> dict[str, int]:
         """See ``pbench.engine.engine.StepRunner``."""
         buffers = sum(buffer.nbytes for buffer in self.model.buffers())
-        buffers += self._wide.num_bytes + self._narrow.num_bytes
+        buffers += self._numbers.nbytes + self._narrow.nbytes
         return {
             "weights": self.weights_bytes,
             "pool": self.pool.nbytes,
@@ -116,14 +123,26 @@ class Runner:
         if self.config.has_cuda_graphs:
             torch.cuda.synchronize()
             num_reserved = torch.cuda.memory_reserved(self.device)
-            self._graphs = DecodeGraphs(self.config.max_running, self._decode_padding)
+            self._graphs = DecodeGraphs(
+                self.config.max_running,
+                stage=lambda size: self._stage_decodes([], size, self._width),
+                run=self._run_staged_decodes,
+            )
             self._graphs_bytes = torch.cuda.memory_reserved(self.device) - num_reserved
         torch.cuda.synchronize()
 
-    def _decode_padding(self, size: int) -> tuple[Tensor, Tensor]:
-        """A decode step of ``size`` rows that read and write nothing: (logits, most likely tokens)."""
-        logits = self.model.logits(self._forward(self._decode_batch([], size, self._width)))
-        return logits, logits.argmax(dim=-1)
+    def _run_staged_decodes(self, size: int) -> Tensor:
+        """Run the decode step of ``size`` rows that is staged, and choose greedily; returns the logits."""
+        logits = self.model.logits(self._forward(self._staged_decodes(size, self._width, self.config.max_length)))
+        torch.argmax(logits, dim=-1, out=self._chosen[:size])
+        return logits
+
+    def _of_samples(self, rows: Tensor, plan: StepPlan) -> Tensor:
+        """Of a row for each token of the step, the row of each sample."""
+        indices = _last_rows(plan.sequences)
+        if indices == list(range(len(rows))):
+            return rows
+        return rows.index_select(0, to_device(indices, torch.int64, self.device))
 
     def _forward(self, batch: Batch) -> Tensor:
         attention = BatchAttention(batch, self.pool, is_contiguous=self.is_contiguous)
@@ -162,40 +181,46 @@ class Runner:
 
     # Batches
 
-    def _decode_batch(self, sequences: list[PlannedSequence], size: int, width: int | None = None) -> Batch:
-        """A batch of one token per sequence, padded to ``size`` rows that read and write nothing.
+    def _decode_batch(self, sequences: list[PlannedSequence]) -> Batch:
+        """A batch of one token per sequence."""
+        max_context = max(seq.start for seq in sequences) + 1
+        width = self._num_entries(max_context)
+        self._stage_decodes(sequences, len(sequences), width)
+        return self._staged_decodes(len(sequences), width, max_context)
 
-        Its tensors lie where every batch of this ``size`` and ``width`` lies, as a CUDA graph needs it.
-        """
+    def _stage_decodes(self, sequences: list[PlannedSequence], size: int, width: int) -> None:
+        """Upload a decode step, padded to ``size`` rows that read and write nothing."""
         count = len(sequences)
         rows = self._rows(sequences)
-        wide = self._wide.host[: 3 * size].reshape(3, size)  # token_ids, positions, slots
+        wide = self._wide_staging.host(4 * size).reshape(4, size)  # token_ids, positions, slots, sources
         wide[:2, count:] = 0
         wide[2, count:] = -1
         wide[0, :count] = [seq.token_ids[0] for seq in sequences]
         wide[1, :count] = [seq.start for seq in sequences]
         wide[2, :count] = self._slots(rows, wide[1, :count])
-        max_context = int(wide[1, :count].max()) + 1 if count else 0
-        if width is None:
-            width = self._num_entries(max_context)
-        narrow = self._narrow.host[: size * (width + 1)]
+        wide[3] = self._sources(wide[0])
+        narrow = self._narrow_staging.host(size * (width + 1))  # context_lens, table
         narrow[:count] = wide[1, :count] + 1
         narrow[count:size] = 0
         table = narrow[size:].reshape(size, width)
         table[:count] = self._tables[rows, :width]
         table[count:] = 0
-        wide_device = self._wide.upload(3 * size).view(3, size)
-        narrow_device = self._narrow.upload(size * (width + 1))
+        self._wide_staging.upload()
+        self._narrow_staging.upload()
+
+    def _staged_decodes(self, size: int, width: int, max_context: int) -> Batch:
+        """What ``_stage_decodes`` uploads: for a ``size`` and ``width`` it always lies in the same places."""
+        wide = self._wide[: 4 * size].view(4, size)
         return Batch(
-            token_ids=wide_device[0],
-            positions=wide_device[1],
-            slots=wide_device[2],
-            context_lens=narrow_device[:size],
-            table=narrow_device[size:].view(size, width),
+            token_ids=self._numbers.index_select(0, wide[3]),
+            positions=wide[1],
+            slots=wide[2],
+            context_lens=self._narrow[:size],
+            table=self._narrow[size : size * (width + 1)].view(size, width),
             num_decodes=size,
             query_start=None,
             max_query_len=0,
-            max_context=self.config.max_length if width == self._width else max_context,
+            max_context=max_context,
         )
 
     def _mixed_batch(self, plan: StepPlan) -> Batch:
@@ -208,60 +233,49 @@ class Runner:
         offsets = np.zeros(count + 1, np.int64)  # of each sequence's first token in the batch
         np.cumsum(lengths, out=offsets[1:])
         num_tokens = int(offsets[-1])
-        wide = self._wide.host[: 3 * num_tokens].reshape(3, num_tokens)
+        wide = self._wide_staging.host(4 * num_tokens).reshape(4, num_tokens)
         wide[0] = np.fromiter(chain.from_iterable(seq.token_ids for seq in sequences), np.int64, num_tokens)
         wide[1] = np.arange(num_tokens) + np.repeat(starts - offsets[:-1], lengths)
         wide[2] = self._slots(np.repeat(rows, lengths), wide[1])
+        wide[3] = self._sources(wide[0])
         contexts = starts + lengths
         max_context = int(contexts.max())
         width = self._num_entries(max_context)
-        narrow = self._narrow.host[: count + num_prefills + 1 + count * width]
+        table_start = count + num_prefills + 1
+        narrow = self._narrow_staging.host(table_start + count * width)
         narrow[:count] = contexts
-        narrow[count : count + num_prefills + 1] = offsets[plan.num_decodes :] - plan.num_decodes
-        narrow[count + num_prefills + 1 :].reshape(count, width)[:] = self._tables[rows, :width]
-        wide_device = self._wide.upload(wide.size).view(3, num_tokens)
-        narrow_device = self._narrow.upload(narrow.size)
+        narrow[count:table_start] = offsets[plan.num_decodes :] - plan.num_decodes
+        narrow[table_start:].reshape(count, width)[:] = self._tables[rows, :width]
+        self._wide_staging.upload()
+        self._narrow_staging.upload()
+        on_device = self._wide[: 4 * num_tokens].view(4, num_tokens)
         return Batch(
-            token_ids=wide_device[0],
-            positions=wide_device[1],
-            slots=wide_device[2],
-            context_lens=narrow_device[:count],
-            table=narrow_device[count + num_prefills + 1 :].view(count, width),
+            token_ids=self._numbers.index_select(0, on_device[3]),
+            positions=on_device[1],
+            slots=on_device[2],
+            context_lens=self._narrow[:count],
+            table=self._narrow[table_start : table_start + count * width].view(count, width),
             num_decodes=plan.num_decodes,
-            query_start=narrow_device[count : count + num_prefills + 1],
+            query_start=self._narrow[count:table_start],
             max_query_len=int(lengths.max()),
             max_context=max_context,
         )
+
+    def _sources(self, token_ids: Indices) -> Indices:
+        """Where among ``_numbers`` the tokens stand; see ``placeholder``."""
+        in_place = np.arange(len(token_ids)) + len(self._chosen)
+        sources: Indices = np.where(token_ids < 0, ~token_ids, in_place)
+        return sources
 
     def _num_entries(self, num_tokens: int) -> int:
         return 1 if self.is_contiguous else -(-num_tokens // self.block_size)
 
 
-class _Staging:
-    """Numbers on their way to the device: written on the host, uploaded in one transfer.
-
-    On the CPU host and device are the same memory. A caller must not write again before the step that reads the
-    upload has ended.
-    """
-
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._host = torch.zeros(size, dtype=dtype, pin_memory=device.type == "cuda")
-        self._device = self._host if device.type == "cpu" else torch.zeros(size, dtype=dtype, device=device)
-        self.host = self._host.numpy()
-        self.num_bytes = self._device.nbytes
-
-    def upload(self, size: int) -> Tensor:
-        """The first ``size`` numbers, on the device."""
-        if self._device is not self._host:
-            self._device[:size].copy_(self._host[:size], non_blocking=True)
-        return self._device[:size]
-
-
-def _last_rows(sequences: list[PlannedSequence]) -> Indices:
+def _last_rows(sequences: list[PlannedSequence]) -> list[int]:
     """The row of each sample's logits: the last token of its sequence."""
     rows: list[int] = []
     end = 0
     for seq in sequences:
         end += len(seq.token_ids)
         rows.extend([end - 1] * len(seq.samples))
-    return np.array(rows, dtype=np.int64)
+    return rows

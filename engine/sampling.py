@@ -5,45 +5,45 @@ from torch import Tensor
 
 from pbench.engine.beam_search import Candidate
 from pbench.engine.plan import Choice, Sample
+from pbench.engine.transfers import Readback, to_device
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 
 
-class BeamChoices:
-    """Choices of a step with beams in it, while it may still be running."""
+class Choices:
+    """What a step chooses, on its way to the host."""
 
     def __init__(self, tokens: Tensor, candidates: dict[int, tuple[Tensor, Tensor]]) -> None:
-        self._tokens = tokens
-        self._candidates = candidates  # by row: log-probabilities and token ids, most likely first
+        self._tokens = Readback(tokens)
+        self._candidates = candidates  # of beams, by row: log-probabilities and token ids, most likely first
 
     def tolist(self) -> list[Choice]:
         """Wait for the step; the choice of every row."""
-        choices: list[Choice] = [*self._tokens.tolist()]
+        choices: list[Choice] = self._tokens.tolist()
         for row, (log_probs, token_ids) in self._candidates.items():
             pairs = zip(token_ids.tolist(), log_probs.tolist(), strict=True)
             choices[row] = [Candidate(token_id, log_prob) for token_id, log_prob in pairs]
         return choices
 
 
-def choose(logits: Tensor, samples: list[Sample]) -> Tensor | BeamChoices:
-    """Choose for every row what its sample asks for: see ``choose_tokens``, or its candidates for a beam.
+def beam_candidates(logits: Tensor, samples: list[Sample]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The candidates of every row that a beam samples: their log-probabilities and token ids, most likely first.
 
     Args:
         logits: (num_samples, vocab_size), any float dtype.
         samples: one per row.
     """
-    tokens = choose_tokens(logits, samples)
     rows = [row for row, sample in enumerate(samples) if sample.num_candidates]
     if not rows:
-        return tokens
+        return {}
     most = min(max(samples[row].num_candidates for row in rows), logits.shape[-1])
-    chosen = logits[torch.tensor(rows, device=logits.device)].float().log_softmax(dim=-1)
+    chosen = logits[to_device(rows, torch.int64, logits.device)].float().log_softmax(dim=-1)
     log_probs, token_ids = chosen.topk(most, dim=-1)
     candidates = {}
     for index, row in enumerate(rows):
         count = samples[row].num_candidates
         candidates[row] = (log_probs[index, :count], token_ids[index, :count])
-    return BeamChoices(tokens, candidates)
+    return candidates
 
 
 def choose_tokens(logits: Tensor, samples: list[Sample]) -> Tensor:
@@ -66,13 +66,13 @@ def choose_tokens(logits: Tensor, samples: list[Sample]) -> Tensor:
     if rows:
         chosen = [samples[row] for row in rows]
         device = logits.device
-        temperature = torch.tensor([sample.temperature for sample in chosen], dtype=torch.float64, device=device)
-        keys = torch.tensor([_mix_int((s.seed << 32) ^ s.position) for s in chosen], device=device)
+        temperature = to_device([sample.temperature for sample in chosen], torch.float64, device)
+        keys = to_device([_mix_int((s.seed << 32) ^ s.position) for s in chosen], torch.int64, device)
         index = torch.arange(logits.shape[-1], device=device)
         bits = _mix(keys[:, None] + index * _signed(_GOLDEN_GAMMA))
         uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
         noise = uniform.log_().neg_().log_().neg_()
-        row_ids = torch.tensor(rows, device=device)
+        row_ids = to_device(rows, torch.int64, device)
         tokens[row_ids] = (logits[row_ids].double() / temperature[:, None] + noise).argmax(dim=-1)
     return tokens
 

@@ -3,6 +3,11 @@
 Iteration-level scheduling (Yu et al., "Orca", OSDI 2022), first come, first served, with chunked prefill (Agrawal
 et al., "Sarathi", 2023): every step has a budget of tokens; running requests take theirs first, in order of arrival;
 waiting ones are admitted while the budget, the number of sequences and the memory allow.
+
+A step may be planned while the one before still runs: a placeholder stands for a token that is not known yet. What is
+known of a sequence without its tokens is acted on at once: one that has reached ``max_tokens`` gives its memory back
+before the next step is planned. A stop token ends its sequence one step late: the step that was planned meanwhile
+computes one token more, and what it samples is dropped.
 """
 
 from collections import deque
@@ -10,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pbench.engine.memory import KVMemory, Swapping
-from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan, Swaps
+from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan, Swaps, placeholder
 from pbench.engine.records import RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
@@ -26,6 +31,7 @@ class StepCounts:
     num_recomputed_tokens: int = 0
     num_preempted: int = 0
     num_running: int = 0
+    num_waiting: int = 0
     is_memory_blocked: bool = False
 
 
@@ -51,15 +57,29 @@ class Scheduler:
         self.is_prefill_chunked = is_prefill_chunked
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []  # in order of arrival
+        self.ending: list[RequestState] = []  # all that they want is planned; their last tokens are not known yet
         self._sequences: dict[int, tuple[RequestState, Sequence]] = {}
+        self._final: list[tuple[RequestState, Sequence]] = []  # whose last token the newest plan samples
+        self._counts = StepCounts()  # of the step being planned
+        self._num_in_flight = 0  # steps planned and not completed
         self._next_seq_id = 0
         self._num_steps = 0
         self._released: list[int] = []
+        self.can_plan_ahead = True  # whether the next step may be planned before the newest has run
 
     @property
     def head(self) -> Sequence | None:
         """The sequence that waits first."""
         return self.waiting[0].unfinished[0] if self.waiting else None
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether a request waits or runs: something may be left to plan."""
+        return bool(self.waiting or self.running)
+
+    def states(self) -> list[RequestState]:
+        """All requests that are here."""
+        return [*self.ending, *self.running, *self.waiting]
 
     def add(self, request: Request, added_ns: int) -> None:
         """Put a request at the end of the queue."""
@@ -74,60 +94,84 @@ class Scheduler:
 
     def reset(self) -> None:
         """Start counting steps anew. Nothing may wait or run."""
-        assert not self.waiting, "reset with waiting requests"
-        assert not self.running, "reset with running requests"
+        assert not self.states(), "reset with unfinished requests"
+        assert not self._num_in_flight, "reset while a step runs"
         self._num_steps = 0
 
     def abort(self, request_id: int) -> RequestState | None:
         """Drop a request wherever it stands, and free what it holds; None when it is not here."""
-        for states in (self.waiting, self.running):
-            for state in states:
-                if state.request.request_id == request_id:
-                    states.remove(state)
-                    for seq in list(state.unfinished):
-                        self._end(state, seq)
-                    return state
+        for state in self.states():
+            if state.request.request_id == request_id:
+                for seq in list(state.unfinished):
+                    self._end(state, seq)
+                for seq in state.sequences:  # those that ended but for their last tokens
+                    self._sequences.pop(seq.seq_id, None)
+                self.ending.remove(state)
+                return state
         return None
 
-    def schedule(self, start_ns: int) -> tuple[StepPlan, StepCounts]:
-        """Plan the next step. There must be a request, and each alone must fit the memory."""
+    def schedule(self, start_ns: int) -> tuple[StepPlan, StepCounts] | None:
+        """Plan the next step, also while the one before runs. There must be a request; each alone fits the memory.
+
+        None: nothing can be planned before the step that runs is complete. Without one there is always a plan.
+        """
         self.memory.tick(start_ns)
-        counts = StepCounts()
+        for state, seq in self._final:
+            if seq.seq_id in self._sequences:  # not aborted, and not ended by what the step before it sampled
+                self._retire(state, seq)
+        self._final.clear()
+        counts = self._counts
         planned: list[PlannedSequence] = []
         budget = self._schedule_running(planned, counts)
         if counts.num_preempted == 0 or not planned:  # alone and preempted: it starts again in the empty pool
             self._admit_waiting(planned, counts, budget, start_ns)
-        assert planned, "a step without work: the first request does not fit the memory alone"
+        if not planned:
+            assert self._num_in_flight, "a step without work: the first request does not fit the memory alone"
+            return None
         planned.sort(key=lambda seq: len(seq.token_ids) > 1)  # stable: order of arrival within each kind
         num_decodes = sum(len(seq.token_ids) == 1 for seq in planned)
         moves, copies = self.memory.take_moves(), self.memory.take_copies()
         swaps = self.swapping.take_swaps() if self.swapping is not None else Swaps([], [])
         plan = StepPlan(self._num_steps, planned, num_decodes, moves, copies, swaps, self._released)
         self._num_steps += 1
+        self._num_in_flight += 1
         self._released = []
-        counts.num_running = len(self.running)
+        self._expect(plan)
+        counts.num_running, counts.num_waiting = len(self.running), len(self.waiting)
+        self._counts = StepCounts()
         return plan, counts
 
     def complete(
         self, plan: StepPlan, choices: Iterable[Choice], now_ns: int
     ) -> tuple[list[TokenOutput], list[RequestRecord]]:
-        """Take what was chosen for ``plan``, in the order of its samples; returns the tokens given out, the ended."""
+        """Take what was chosen for ``plan``, in the order of its samples; returns the tokens given out, the ended.
+
+        Steps are completed in the order in which they were planned. What was chosen for sequences that are gone is
+        dropped.
+        """
         self.memory.tick(now_ns)
+        self._num_in_flight -= 1
         tokens: list[TokenOutput] = []
         touched: dict[int, RequestState] = {}  # requests that may end now
         samples = (sample for planned in plan.sequences for sample in planned.samples)
         for sample, choice in zip(samples, choices, strict=True):
-            state, seq = self._sequences[sample.seq_id]
+            entry = self._sequences.get(sample.seq_id)
+            if entry is None:
+                continue
+            state, seq = entry
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
             if isinstance(choice, int):
-                seq.token_ids.append(choice)
+                position = sample.position
+                seq.token_ids[position] = choice
+                seq.num_pending_tokens -= 1
                 state.num_output_tokens += 1
                 tokens.append(TokenOutput(state.request.request_id, seq.sample_index, choice))
-                sampling = seq.request.sampling
-                if seq.num_output_tokens == sampling.max_tokens or choice in sampling.stop_token_ids:
+                if position == seq.final_kv_tokens or choice in seq.request.sampling.stop_token_ids:
                     self._end(state, seq)
                     touched[state.request.request_id] = state
+                elif position < seq.num_computed_tokens:  # planned while it was not known
+                    self.memory.commit(seq)
             else:
                 state.beam_rows[seq.seq_id] = choice
                 touched[state.request.request_id] = state
@@ -135,9 +179,9 @@ class Scheduler:
         for state in touched.values():
             if len(state.beam_rows) == len(state.unfinished) > 0:
                 tokens += self._advance_beams(state)
-            if not state.unfinished:
+            if not state.num_open_sequences:
                 finished.append(state)
-                self.running.remove(state)
+                self.ending.remove(state)
         return tokens, [self.record(state, "finished", now_ns) for state in finished]
 
     def record(self, state: RequestState, status: str, now_ns: int) -> RequestRecord:
@@ -181,6 +225,8 @@ class Scheduler:
         self.memory.foresee(state.active for state in self.waiting)
         while self.waiting and budget > 0:
             state = self.waiting[0]
+            if any(seq.num_pending_tokens for seq in state.unfinished):
+                return  # preempted in this very step; it cannot start again before its tokens are known
             num_new = _num_sequences(state)
             if num_sequences + num_new > self.max_running:
                 return
@@ -287,6 +333,22 @@ class Scheduler:
                 seq.max_computed_tokens = end
         return num_used
 
+    def _expect(self, plan: StepPlan) -> None:
+        """Let placeholders stand for the tokens that the plan samples."""
+        self.can_plan_ahead = True
+        index = 0
+        for planned in plan.sequences:
+            for sample in planned.samples:
+                state, seq = self._sequences[sample.seq_id]
+                if sample.num_candidates:
+                    self.can_plan_ahead = False  # which beams live on is not known before
+                else:
+                    seq.token_ids.append(placeholder(index))
+                    seq.num_pending_tokens += 1
+                    if sample.position == seq.final_kv_tokens:
+                        self._final.append((state, seq))
+                index += 1
+
     def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
         children = state.fork()
         for child in children:
@@ -329,6 +391,7 @@ class Scheduler:
     def _fork_beam(self, state: RequestState, parent: Sequence) -> Sequence:
         child = Sequence(self._next_seq_id, state.request)
         self._next_seq_id += 1
+        state.num_open_sequences += 1
         self._sequences[child.seq_id] = (state, child)
         self.memory.fork(parent, child)
         child.token_ids = parent.token_ids[:]
@@ -367,10 +430,22 @@ class Scheduler:
         state.start_again(can_fork=self.memory.can_fork)
 
     def _end(self, state: RequestState, seq: Sequence) -> None:
-        """Let a sequence leave for good."""
+        """Let a sequence leave for good: it gives out no further token."""
+        if seq in state.unfinished:
+            self._retire(state, seq)
+        del self._sequences[seq.seq_id]
+        state.num_open_sequences -= 1
+
+    def _retire(self, state: RequestState, seq: Sequence) -> None:
+        """Plan a sequence no more, and free what it holds; with the last sequence the request stops running."""
         state.unfinished.remove(seq)
         self._release(state, seq)
-        del self._sequences[seq.seq_id]
+        is_running = state in self.running
+        if not state.unfinished:
+            (self.running if is_running else self.waiting).remove(state)
+            self.ending.append(state)
+        elif not is_running and not state.is_swapped:
+            state.start_again(can_fork=self.memory.can_fork)  # without it, perhaps with another leader
 
     def _release(self, state: RequestState, seq: Sequence) -> None:
         if self.memory.holds(seq):

@@ -9,11 +9,12 @@ from pbench.engine.request import Request
 class Sequence:
     """One line of tokens: the prompt and what has been sampled after it.
 
-    Who may change what: the scheduler advances ``num_computed_tokens`` when it plans a step and appends sampled
-    tokens when the step has run; a memory only reads.
+    Who may change what: the scheduler advances ``num_computed_tokens`` when it plans a step, appends a placeholder for
+    the token that the step is to sample, and puts the token in its place when the step has run; a memory only reads.
 
         token_ids[0 : num_computed_tokens]   their KV is in the pool, or will be when the planned step has run
         token_ids[num_computed_tokens : ]    still to compute
+        token_ids[num_known_tokens : ]       placeholders: steps are planned before the tokens of the last are known
 
     ``token_ids`` is packed, four bytes a token: a long queue of long prompts takes a tenth of a list's memory, and a
     block's tokens are hashed without being converted.
@@ -22,6 +23,7 @@ class Sequence:
     __slots__ = (
         "max_computed_tokens",
         "num_computed_tokens",
+        "num_pending_tokens",
         "num_prompt_tokens",
         "num_table_entries_sent",
         "request",
@@ -37,18 +39,19 @@ class Sequence:
         self.token_ids = array("i", request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_pending_tokens = 0  # at its end: sampled by steps that still run
         self.max_computed_tokens = 0  # before any preemption: what is below it and computed again is recomputation
         self.num_table_entries_sent = 0  # of its table, the runner knows these leading entries
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the prompt and those sampled so far."""
+        """Tokens of the prompt and those sampled so far, placeholders included."""
         return len(self.token_ids)
 
     @property
-    def num_output_tokens(self) -> int:
-        """Tokens sampled so far."""
-        return len(self.token_ids) - self.num_prompt_tokens
+    def num_known_tokens(self) -> int:
+        """Tokens of the prompt and those sampled by steps that have run."""
+        return len(self.token_ids) - self.num_pending_tokens
 
     @property
     def final_kv_tokens(self) -> int:
@@ -73,6 +76,7 @@ class RequestState:
         "is_forked",
         "is_swapped",
         "kv_slot_ns",
+        "num_open_sequences",
         "num_output_tokens",
         "num_preemptions",
         "num_prefix_hit_tokens",
@@ -85,7 +89,8 @@ class RequestState:
     def __init__(self, request: Request, sequences: list[Sequence], added_ns: int) -> None:
         self.request = request
         self.sequences = sequences
-        self.unfinished = list(sequences)  # those that still want tokens, the leader first
+        self.unfinished = list(sequences)  # those that a step may still plan, the leader first
+        self.num_open_sequences = len(sequences)  # those that will give out further tokens
         self.added_ns = added_ns
         sampling = request.sampling
         self.beam_search: BeamSearch | None = None

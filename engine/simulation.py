@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pbench.engine.beam_search import Candidate
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
-from pbench.engine.plan import Choice, Sample, StepPlan
+from pbench.engine.plan import Choice, Sample, StepPlan, placeholder
 from pbench.engine.roofline import Roofline, Speed, StepWork
 
 # Odd, so that a product keeps every bit of what it mixes: see ``_choose``.
@@ -35,17 +35,20 @@ class SimulatedClock:
 
 
 class _Choices(NamedTuple):
-    """What a step chose: there is nothing to wait for."""
+    """What a step chose, and when it has run."""
 
     choices: list[Choice]
+    end_ns: int
+    clock: SimulatedClock
 
     def tolist(self) -> list[Choice]:
-        """The choice for every sample of the plan, in order."""
+        """Let time pass until the step has run; the choice for every sample of the plan, in order."""
+        self.clock.advance(max(self.end_ns - self.clock(), 0))
         return self.choices
 
 
 class SimulatedRunner:
-    """A ``StepRunner`` that lets the time of a roofline pass instead of running a model.
+    """A ``StepRunner`` that lets the time of a roofline pass instead of running a model, one step after the other.
 
     A sampled token is a function of the token before it, its position and, with a temperature, the sample's seed. So
     equal prompts are continued alike, as by a real model that chooses greedily, and different ones never come to have
@@ -59,9 +62,10 @@ class SimulatedRunner:
         self._block_bytes = config.block_size * config.slot_bytes
         self._roofline = roofline
         self._clock = clock
+        self._last = _Choices([], 0, clock)
 
     def launch(self, plan: StepPlan) -> "_Choices":
-        """Let the step's time pass; returns what it chooses for every sample of the plan, in order."""
+        """Start a step when the one before has run."""
         choices: list[Choice] = []
         num_tokens = num_context = num_pairs = 0
         for _, start, computed, _, _, samples in plan.sequences:
@@ -69,12 +73,18 @@ class SimulatedRunner:
             num_tokens += count
             num_context += start + count
             num_pairs += count * start + count * (count + 1) // 2
-            choices += [self._choose(computed[-1], sample) for sample in samples]
+            token_id = computed[-1]
+            if token_id < 0:
+                chosen = self._last.choices[placeholder(token_id)]
+                assert isinstance(chosen, int), "a step was planned ahead of beams"
+                token_id = chosen
+            choices += [self._choose(token_id, sample) for sample in samples]
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
         work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots)
         num_swapped = len(plan.swaps.out) + len(plan.swaps.back)
-        self._clock.advance(self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2)
-        return _Choices(choices)
+        duration_ns = self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2
+        self._last = _Choices(choices, max(self._clock(), self._last.end_ns) + duration_ns, self._clock)
+        return self._last
 
     def memory_bytes(self) -> dict[str, int]:
         """Nothing is really held."""

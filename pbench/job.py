@@ -77,6 +77,7 @@ class EngineOptions:
     num_threads: int
     seed: int
     has_cuda_graphs: bool
+    has_async_steps: bool
 
     def config(self) -> EngineConfig:
         """The engine's configuration, with the model's shapes read.

@@ -6,6 +6,7 @@ Definitions, where more than one is in use:
   out a token. Loading, compiling and warming up come before it.
 - Latencies count from a request's intended arrival, so that an engine that falls behind cannot hide its queue, and are
   taken over finished requests. Percentiles interpolate linearly between order statistics.
+- A step lasts from its start, or the end of the step before it where steps overlap, until its tokens are known.
 - Means over time weigh a step by its duration and the gap to the next one, in which the pool stands as the
   step left it.
 """

@@ -55,7 +55,9 @@ def saturate(memory: KVMemory, config: EngineConfig, requests: Iterable[Request]
     num_steps = num_preemptions = num_moved_slots = 0
     while True:
         start_ns = clock()
-        plan, counts = scheduler.schedule(start_ns)
+        planned = scheduler.schedule(start_ns)
+        assert planned is not None, "every step is complete before the next is planned"
+        plan, counts = planned
         if not scheduler.waiting:
             break
         choices = runner.launch(plan).tolist()

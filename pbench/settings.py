@@ -49,6 +49,7 @@ class RunOptions:
     timeout: float | None = None  # seconds
     no_prefix_cache: bool = False
     no_chunked_prefill: bool = False
+    no_async_steps: bool = False
     no_cuda_graphs: bool = False
     no_report: bool = False
 
@@ -231,6 +232,8 @@ def engine_options(
         num_threads=defaults.num_threads if options.threads is None else options.threads,
         seed=options.seed,
         has_cuda_graphs=not options.no_cuda_graphs,
+        # On the CPU a launch is the step itself: tokens would be told a step late, and nothing gained.
+        has_async_steps=not options.no_async_steps and device != "cpu",
     )
 
 

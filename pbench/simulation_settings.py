@@ -46,6 +46,7 @@ class SimulationOptions:
     host_memory: str | None = None
     no_prefix_cache: bool = False
     no_chunked_prefill: bool = False
+    no_async_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
         dtype=options.dtype,
         no_prefix_cache=options.no_prefix_cache,
         no_chunked_prefill=options.no_chunked_prefill,
+        no_async_steps=options.no_async_steps,
         no_cuda_graphs=True,
     )
     device = f"simulated {options.gpu}"

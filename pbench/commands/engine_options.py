@@ -44,6 +44,11 @@ _ENGINE = (
     ),
     click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew."),
     click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step."),
+    click.option(
+        "--no-async-steps",
+        is_flag=True,
+        help="Wait for the tokens of a step before the next is planned, as on the CPU.",
+    ),
 )
 
 

@@ -82,7 +82,9 @@ def running_by_step(memory: StaticMemory, requests: list[Request]) -> list[list[
         scheduler.add(item, added_ns=0)
     steps = []
     while scheduler.waiting or scheduler.running:
-        plan, _ = scheduler.schedule(0)
+        planned = scheduler.schedule(0)
+        assert planned is not None
+        plan, _ = planned
         memory.check_integrity()
         steps.append([state.request.request_id for state in scheduler.running])
         scheduler.complete(plan, [0] * sum(len(seq.samples) for seq in plan.sequences), 0)

@@ -118,6 +118,10 @@ def finish(engine: Engine) -> tuple[dict[tuple[int, int], list[int]], list[Reque
     return outputs, requests, steps
 
 
+def without_times(record: StepRecord | RequestRecord) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(record).items() if not name.endswith(("_ns", "_seconds"))}
+
+
 def _variants() -> Iterator[dict[str, object]]:
     for chunk, is_cached in itertools.product((24, 256), (True, False)):
         yield {"memory": "paged", "max_batch_tokens": chunk, "is_prefix_cached": is_cached}
@@ -131,16 +135,20 @@ def _variants() -> Iterator[dict[str, object]]:
     yield {"memory": "contiguous:pow2", "max_batch_tokens": 24, "num_slots": 128}
 
 
+@pytest.mark.parametrize("has_async_steps", [True, False])
 @pytest.mark.parametrize("variant", list(_variants()), ids=str)
 def test_greedy_tokens_are_those_of_transformers(
-    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], variant: dict[str, object]
+    reference: tuple[PreTrainedModel, Path],
+    expected: list[list[int]],
+    variant: dict[str, object],
+    has_async_steps: bool,
 ) -> None:
     _, folder = reference
     variant = dict(variant)
     num_slots = variant.pop("num_slots", None)
     if num_slots is not None:
         variant["kv_memory_bytes"] = num_slots * load_model_config(str(folder)).kv_bytes_per_token("float32")
-    engine = make_engine(folder, **variant)
+    engine = make_engine(folder, has_async_steps=has_async_steps, **variant)
     for request in make_requests():
         engine.add_request(request)
     outputs, records, steps = finish(engine)
@@ -204,13 +212,20 @@ def test_samples_that_are_swapped_stay_shared() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("has_async_steps", [True, False])
 @pytest.mark.parametrize("has_cuda_graphs", [True, False])
 @pytest.mark.parametrize("memory", MEMORY_SPECS)
 def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
-    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], memory: str, has_cuda_graphs: bool
+    reference: tuple[PreTrainedModel, Path],
+    expected: list[list[int]],
+    memory: str,
+    has_cuda_graphs: bool,
+    has_async_steps: bool,
 ) -> None:
     _, folder = reference
-    engine = make_engine(folder, device="cuda", memory=memory, has_cuda_graphs=has_cuda_graphs)
+    engine = make_engine(
+        folder, device="cuda", memory=memory, has_cuda_graphs=has_cuda_graphs, has_async_steps=has_async_steps
+    )
     engine.warm_up()
     for request in make_requests():
         engine.add_request(request)
@@ -218,11 +233,18 @@ def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
     assert [outputs[index, 0] for index in range(len(expected))] == expected
 
 
+@pytest.mark.parametrize("num_prompt", [21, 4])
+@pytest.mark.parametrize("has_async_steps", [True, False])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_samples_of_one_request_are_those_of_separate_requests(temperature: float) -> None:
-    """n samples that share their prompt copy-on-write, against n requests with the seeds they stand for."""
-    prompt = [7 * i % 90 for i in range(21)]
-    together = make_engine(None)
+def test_samples_of_one_request_are_those_of_separate_requests(
+    temperature: float, has_async_steps: bool, num_prompt: int
+) -> None:
+    """n samples that share their prompt copy-on-write, against n requests with the seeds they stand for.
+
+    Also where the prompt has as many tokens as there are samples.
+    """
+    prompt = [7 * i % 90 for i in range(num_prompt)]
+    together = make_engine(None, has_async_steps=has_async_steps)
     together.add_request(Request(0, prompt, SamplingParams(max_tokens=12, temperature=temperature, seed=5, n=4)))
     outputs, _, steps = finish(together)
     assert sum(step.num_forks for step in steps) == 3
@@ -237,13 +259,46 @@ def test_samples_of_one_request_are_those_of_separate_requests(temperature: floa
     assert (len({tuple(tokens) for tokens in outputs.values()}) > 1) == (temperature > 0)
 
 
-def test_a_stop_token_ends_a_sequence_and_is_given_out() -> None:
-    engine = make_engine(None)
+@pytest.mark.parametrize("has_async_steps", [True, False])
+def test_a_stop_token_ends_a_sequence_and_is_the_last_given_out(has_async_steps: bool) -> None:
+    """With overlapping steps one token more is computed, and nobody sees it."""
+    engine = make_engine(None, has_async_steps=has_async_steps)
     engine.add_request(Request(0, [1, 2, 3], SamplingParams(max_tokens=20)))
     free_run = finish(engine)[0][0, 0]
     engine.add_request(Request(1, [1, 2, 3], SamplingParams(max_tokens=20, stop_token_ids=(free_run[4],))))
-    stopped = finish(engine)[0][1, 0]
-    assert stopped == free_run[: free_run.index(free_run[4]) + 1]
+    outputs, (record,), steps = finish(engine)
+    num_given = free_run.index(free_run[4]) + 1
+    assert outputs[1, 0] == free_run[:num_given]
+    assert record.num_output_tokens == num_given
+    assert sum(step.num_decode_tokens for step in steps) == num_given - 1 + has_async_steps
+
+
+@pytest.mark.parametrize("max_tokens", [12, 13, 14, 27])
+@pytest.mark.parametrize("has_async_steps", [True, False])
+def test_the_next_turn_of_a_conversation_hits_what_was_generated(has_async_steps: bool, max_tokens: int) -> None:
+    """Every full block: of the last token given out there is no KV."""
+    engine = make_engine(None, has_async_steps=has_async_steps)
+    prompt = list(range(20))
+    engine.add_request(Request(0, prompt, SamplingParams(max_tokens=max_tokens)))
+    said = finish(engine)[0][0, 0]
+    engine.add_request(Request(1, [*prompt, *said, 1, 2], SamplingParams(max_tokens=2)))
+    _, (record,), _ = finish(engine)
+    assert record.num_prefix_hit_tokens == (20 + max_tokens - 1) // 16 * 16
+
+
+def test_steps_overlap_without_changing_what_is_scheduled() -> None:
+    """Where nothing ends early, all that is known of a sequence is known without its tokens."""
+    slot_bytes = PRESETS["tiny"].kv_bytes_per_token("float32")
+    runs = []
+    for has_async_steps in (True, False):
+        engine = make_engine(None, has_async_steps=has_async_steps, kv_memory_bytes=208 * slot_bytes)
+        for index in range(12):
+            params = SamplingParams(max_tokens=1 + 7 * index % 40, temperature=1.0, seed=index, n=1 + index % 3)
+            engine.add_request(Request(index, [index % 5] * (1 + 11 * index % 60), params))
+        outputs, requests, steps = finish(engine)
+        runs.append((outputs, [without_times(request) for request in requests], [without_times(s) for s in steps]))
+    assert runs[0] == runs[1]
+    assert sum(step.num_preempted for step in steps) > 0
 
 
 def test_warm_up_leaves_no_trace() -> None:

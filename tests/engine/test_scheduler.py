@@ -12,7 +12,7 @@ from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.memory import KVMemory
 from pbench.engine.paged_memory import PagedMemory
-from pbench.engine.plan import StepPlan
+from pbench.engine.plan import StepPlan, placeholder
 from pbench.engine.records import RequestRecord
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.reservation import ReserveFinal, ReserveMax
@@ -35,6 +35,7 @@ class ToyRunner:
         self.pool: dict[int, int] = {}
         self.host: dict[int, list[int]] = {}
         self.tables: dict[int, list[int]] = {}
+        self.chosen: list[int] = []  # in the last step
 
     def slot(self, seq_id: int, position: int) -> int:
         table = self.tables[seq_id]
@@ -61,13 +62,15 @@ class ToyRunner:
         for seq in plan.sequences:
             self.tables[seq.seq_id] = self.tables.get(seq.seq_id, [])[: seq.table_start] + seq.table_entries
             for position, token in enumerate(seq.token_ids, seq.start):
-                self.pool[self.slot(seq.seq_id, position)] = token
+                known = token if token >= 0 else self.chosen[placeholder(token)]
+                self.pool[self.slot(seq.seq_id, position)] = known
         chosen = []
         for seq in plan.sequences:
             context = [self.pool[self.slot(seq.seq_id, p)] for p in range(seq.start + len(seq.token_ids))]
             for sample in seq.samples:
                 assert sample.position == len(context)
                 chosen.append(next_token(context, sample.seed))
+        self.chosen = chosen
         return chosen
 
 
@@ -80,8 +83,12 @@ def play(
     is_prefill_chunked: bool,
     aborts: dict[int, int],
     is_swapping: bool = False,
+    is_ahead: bool = False,
 ) -> tuple[dict[tuple[int, int], list[int]], list[RequestRecord]]:
-    """Run all requests; ``aborts`` maps a step to the request to drop before it."""
+    """Run all requests; ``aborts`` maps a step to the request to drop before it.
+
+    With ``is_ahead`` a step is planned before the tokens of the one before it are told.
+    """
     scheduler = Scheduler(
         memory,
         max_batch_tokens=max_batch_tokens,
@@ -96,25 +103,29 @@ def play(
     outputs: dict[tuple[int, int], list[int]] = {}
     records: list[RequestRecord] = []
     step = 0
-    while scheduler.waiting or scheduler.running:
+    running: list[tuple[StepPlan, list[int]]] = []  # at most one, in the middle of a turn two
+    while scheduler.has_requests or running:
         if step in aborts and (state := scheduler.abort(aborts[step])) is not None:
             records.append(scheduler.record(state, "aborted", step))
-            if not (scheduler.waiting or scheduler.running):
-                break
-        plan, counts = scheduler.schedule(start_ns=step)
-        assert sum(len(seq.token_ids) for seq in plan.sequences) <= max_batch_tokens
-        assert sum(len(seq.token_ids) for seq in plan.sequences) == counts.num_prefill_tokens + counts.num_decode_tokens
-        assert sum(1 for state in scheduler.running for _ in state.unfinished) <= max_running
-        memory.check_integrity()
-        assert memory.usage(scheduler.head).pool == memory.num_slots
-        tokens = runner.run(plan)
-        given, finished = scheduler.complete(plan, tokens, now_ns=step)
-        for output in given:
-            outputs.setdefault((output.request_id, output.sample_index), []).append(output.token_id)
-        records += finished
-        memory.check_integrity()
+        planned = scheduler.schedule(start_ns=step) if scheduler.has_requests else None
+        assert planned is not None or running or not scheduler.has_requests
+        if planned is not None:
+            plan, counts = planned
+            num_tokens = sum(len(seq.token_ids) for seq in plan.sequences)
+            assert num_tokens == counts.num_prefill_tokens + counts.num_decode_tokens <= max_batch_tokens
+            assert sum(1 for state in scheduler.running for _ in state.unfinished) <= max_running
+            memory.check_integrity()
+            assert memory.usage(scheduler.head).pool == memory.num_slots
+            running.append((plan, runner.run(plan)))
+        if running and (planned is None or len(running) > 1 or not is_ahead):
+            given, finished = scheduler.complete(*running.pop(0), now_ns=step)
+            for output in given:
+                outputs.setdefault((output.request_id, output.sample_index), []).append(output.token_id)
+            records += finished
+            memory.check_integrity()
         step += 1
         assert step < 5000, "no progress"
+    assert not scheduler.states()
     usage = memory.usage(None)
     assert usage.free + usage.cached == memory.num_slots, "the pool is not whole at the end"
     return outputs, records
@@ -168,6 +179,7 @@ def make_contiguous(kind: str, requests: list[Request], num_spare: int) -> KVMem
     max_batch_tokens=st.integers(6, 30),
     is_prefill_chunked=st.booleans(),
     aborts=st.dictionaries(st.integers(0, 30), st.integers(0, 7), max_size=2),
+    is_ahead=st.booleans(),
 )
 def test_every_schedule_gives_every_request_its_own_tokens(
     requests: list[Request],
@@ -177,8 +189,12 @@ def test_every_schedule_gives_every_request_its_own_tokens(
     max_batch_tokens: int,
     is_prefill_chunked: bool,
     aborts: dict[int, int],
+    is_ahead: bool,
 ) -> None:
-    """Whatever the memory, the pool's size, the chunking and the preemptions: the same tokens, and nothing leaks."""
+    """Whatever the memory, the pool's size, the chunking and the preemptions: the same tokens, and nothing leaks.
+
+    And whether steps are planned before the tokens of the last are known or not.
+    """
     memory: KVMemory
     if kind not in ("paged", "uncached"):
         memory = make_contiguous(kind, requests, num_spare)
@@ -201,6 +217,7 @@ def test_every_schedule_gives_every_request_its_own_tokens(
         is_prefill_chunked=is_prefill_chunked,
         aborts=aborts,
         is_swapping=num_host_blocks > 0,
+        is_ahead=is_ahead,
     )
     assert sorted(record.request_id for record in records) == sorted(request.request_id for request in requests)
     for record in records:
@@ -253,12 +270,16 @@ def test_samples_share_their_prompt() -> None:
     scheduler = Scheduler(memory, max_batch_tokens=64, max_running=8)
     scheduler.add(Request(0, [1] * 14, SamplingParams(max_tokens=4, n=4)), added_ns=0)
     runner = ToyRunner(memory)
-    plan, counts = scheduler.schedule(0)
+    planned = scheduler.schedule(0)
+    assert planned is not None
+    plan, counts = planned
     assert counts.num_prefill_tokens == 14
     assert memory.usage(None).token_state == 14
     assert memory.usage(None).shared_saved == 3 * 14
     scheduler.complete(plan, runner.run(plan), 0)
-    plan, _ = scheduler.schedule(1)
+    planned = scheduler.schedule(1)
+    assert planned is not None
+    plan, _ = planned
     assert len(plan.copies) == 3, "the last owner writes in place"
     assert memory.usage(None).token_state == 12 + 4 * 3
 

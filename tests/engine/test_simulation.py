@@ -64,8 +64,9 @@ def without_times(record: StepRecord | RequestRecord) -> dict[str, Any]:
         replace(TINY, is_prefix_cached=False),
         replace(TINY, max_batch_tokens=256, is_prefill_chunked=False),
         replace(TINY, memory="contiguous:max"),
+        replace(TINY, has_async_steps=False),
     ],
-    ids=["paged", "preempting", "uncached", "unchunked", "contiguous"],
+    ids=["paged", "preempting", "uncached", "unchunked", "contiguous", "waiting"],
 )
 def test_every_step_is_the_real_engines_but_for_its_time(config: EngineConfig) -> None:
     simulated, _ = simulated_engine(config, SPEED)

@@ -129,6 +129,10 @@ class ContiguousMemory:
         """See ``KVMemory.take_cost``."""
         return self._spent_ns.pop(seq.seq_id, 0.0)
 
+    def num_slots_held(self, seq: Sequence) -> int:
+        """See ``KVMemory.num_slots_held``."""
+        return self._extents[seq.seq_id].length
+
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
         return seq.seq_id in self._extents

@@ -132,6 +132,10 @@ class KVMemory(Protocol):
         """
         ...
 
+    def num_slots_held(self, seq: Sequence) -> int:
+        """Tokens of the sequence that its blocks, or its extent, have room for."""
+        ...
+
     def holds(self, seq: Sequence) -> bool:
         """Whether the sequence is admitted, or forked, and not freed."""
         ...

@@ -177,6 +177,10 @@ class PagedMemory:
         """See ``KVMemory.take_cost``."""
         return self._spent_ns.pop(seq.seq_id, 0.0) * self.block_size
 
+    def num_slots_held(self, seq: Sequence) -> int:
+        """See ``KVMemory.num_slots_held``."""
+        return len(self._tables[seq.seq_id].block_ids) * self.block_size
+
     def holds(self, seq: Sequence) -> bool:
         """See ``KVMemory.holds``."""
         return seq.seq_id in self._sequences

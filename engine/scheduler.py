@@ -21,6 +21,9 @@ from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
 
 
+_NO_ENTRIES: list[int] = []
+
+
 @dataclass(slots=True)
 class StepCounts:
     """What planning a step came to; the engine puts it into the StepRecord."""
@@ -170,8 +173,8 @@ class Scheduler:
                 if position == seq.final_kv_tokens or choice in seq.request.sampling.stop_token_ids:
                     self._end(state, seq)
                     touched[state.request.request_id] = state
-                elif position < seq.num_computed_tokens:  # planned while it was not known
-                    self.memory.commit(seq)
+                elif position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
+                    self.memory.commit(seq)  # it fills a block, as was planned when it was not known
             else:
                 state.beam_rows[seq.seq_id] = choice
                 touched[state.request.request_id] = state
@@ -284,11 +287,14 @@ class Scheduler:
                 if budget == 0 or not self.is_prefill_chunked:
                     break
                 num_tokens = budget
-            changed_from = self.memory.grow(seq, num_tokens)
-            if changed_from is None:
-                return None
-            if changed_from < seq.num_table_entries_sent:
-                seq.num_table_entries_sent = changed_from
+            if seq.num_computed_tokens + num_tokens > seq.num_writable_tokens:
+                changed_from = self.memory.grow(seq, num_tokens)
+                if changed_from is None:
+                    return None
+                seq.num_writable_tokens = self.memory.num_slots_held(seq)
+                if changed_from < seq.num_table_entries_sent:
+                    seq.num_table_entries_sent = changed_from
+                seq.has_new_entries = True
             work.append((seq, num_tokens))
             budget -= num_tokens
         return work
@@ -305,9 +311,13 @@ class Scheduler:
         for seq, num_tokens in work:
             start, max_computed_tokens = seq.num_computed_tokens, seq.max_computed_tokens
             seq.num_computed_tokens = end = start + num_tokens
-            memory.commit(seq)
-            entries, changed_from = memory.table(seq), seq.num_table_entries_sent
-            seq.num_table_entries_sent = len(entries)
+            if num_tokens > 1 or end == seq.num_writable_tokens:  # otherwise no block has become full
+                memory.commit(seq)
+            changed_from, new_entries = seq.num_table_entries_sent, _NO_ENTRIES
+            if seq.has_new_entries:
+                new_entries = memory.table(seq)[changed_from:]
+                seq.num_table_entries_sent += len(new_entries)
+                seq.has_new_entries = False
             samples: tuple[Sample, ...] = ()
             if not state.is_forked and end == seq.num_prompt_tokens:
                 samples = tuple(
@@ -316,9 +326,7 @@ class Scheduler:
             elif end == len(seq.token_ids):
                 samples = (_sample(state, seq),)
             planned.append(
-                PlannedSequence(
-                    seq.seq_id, start, seq.token_ids[start:end], changed_from, entries[changed_from:], samples
-                )
+                PlannedSequence(seq.seq_id, start, seq.token_ids[start:end], changed_from, new_entries, samples)
             )
             num_used += num_tokens
             if num_tokens == 1 and start >= seq.num_prompt_tokens and end > max_computed_tokens:
@@ -351,6 +359,7 @@ class Scheduler:
 
     def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
         children = state.fork()
+        leader.num_writable_tokens = 0
         for child in children:
             self.memory.fork(leader, child)
             child.num_computed_tokens = leader.num_computed_tokens
@@ -394,6 +403,7 @@ class Scheduler:
         state.num_open_sequences += 1
         self._sequences[child.seq_id] = (state, child)
         self.memory.fork(parent, child)
+        parent.num_writable_tokens = 0
         child.token_ids = parent.token_ids[:]
         child.num_computed_tokens = parent.num_computed_tokens
         child.max_computed_tokens = parent.max_computed_tokens
@@ -417,7 +427,7 @@ class Scheduler:
         state.is_swapped = True
         for seq in state.active:
             state.kv_slot_ns += self.memory.take_cost(seq)
-            seq.num_table_entries_sent = 0
+            seq.num_writable_tokens = seq.num_table_entries_sent = 0
             self._released.append(seq.seq_id)
         return True
 
@@ -453,7 +463,7 @@ class Scheduler:
             state.kv_slot_ns += self.memory.take_cost(seq)
         self._released.append(seq.seq_id)
         seq.num_computed_tokens = 0
-        seq.num_table_entries_sent = 0
+        seq.num_writable_tokens = seq.num_table_entries_sent = 0
 
 
 def _sample(state: RequestState, seq: Sequence) -> Sample:

@@ -21,11 +21,13 @@ class Sequence:
     """
 
     __slots__ = (
+        "has_new_entries",
         "max_computed_tokens",
         "num_computed_tokens",
         "num_pending_tokens",
         "num_prompt_tokens",
         "num_table_entries_sent",
+        "num_writable_tokens",
         "request",
         "sample_index",
         "seq_id",
@@ -41,7 +43,9 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0  # at its end: sampled by steps that still run
         self.max_computed_tokens = 0  # before any preemption: what is below it and computed again is recomputation
+        self.num_writable_tokens = 0  # up to here its slots are its own: no growth is needed for them
         self.num_table_entries_sent = 0  # of its table, the runner knows these leading entries
+        self.has_new_entries = False  # its table may have others behind them
 
     @property
     def num_tokens(self) -> int:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from pbench.engine.plan import Swaps
+from pbench.engine.transfers import to_device
 
 
 class Swapper:
@@ -36,4 +37,4 @@ class Swapper:
             self._pool.index_copy_(1, block_ids, staged.transpose(0, 1))
 
     def _ids(self, block_ids: list[int]) -> Tensor:
-        return torch.tensor(block_ids, device=self._pool.device)
+        return to_device(block_ids, torch.int64, self._pool.device)

@@ -13,6 +13,7 @@ from pbench.engine.beam_search import EarlyStopping
 from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
+from pbench.engine.draft import StepCounts
 from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory, MemoryCounters
 from pbench.engine.paged_memory import PagedMemory
@@ -22,7 +23,7 @@ from pbench.engine.preemption import PreemptionCosts
 from pbench.engine.records import KVUsage, RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.reservation import reservation_for
-from pbench.engine.scheduler import Scheduler, StepCounts
+from pbench.engine.scheduler import Scheduler
 from pbench.engine.static_memory import StaticMemory
 
 
@@ -198,7 +199,7 @@ class Engine:
         plan, counts = flight.plan, flight.counts
         choices = flight.pending.tolist()
         end_ns = self.clock()
-        tokens, finished = self.scheduler.complete(plan, choices, end_ns)
+        tokens, finished = self.scheduler.complete(choices, end_ns)
         events = flight.events.plus(self._take_events())
         start_ns, self._last_end_ns = max(flight.start_ns, self._last_end_ns), end_ns
         self._live_request_ids.difference_update(record.request_id for record in finished)

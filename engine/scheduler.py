@@ -12,30 +12,13 @@ computes one token more, and what it samples is dropped.
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from pbench.engine.draft import Expected, StepCounts, StepDraft
 from pbench.engine.memory import KVMemory, Swapping
-from pbench.engine.plan import Choice, PlannedSequence, Sample, StepPlan, Swaps, placeholder
+from pbench.engine.plan import Choice, StepPlan, Swaps
 from pbench.engine.records import RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
-
-
-_NO_ENTRIES: list[int] = []
-
-
-@dataclass(slots=True)
-class StepCounts:
-    """What planning a step came to; the engine puts it into the StepRecord."""
-
-    num_prefill_tokens: int = 0
-    num_decode_tokens: int = 0
-    num_prefix_hit_tokens: int = 0
-    num_recomputed_tokens: int = 0
-    num_preempted: int = 0
-    num_running: int = 0
-    num_waiting: int = 0
-    is_memory_blocked: bool = False
 
 
 class Scheduler:
@@ -61,10 +44,8 @@ class Scheduler:
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []  # in order of arrival
         self.ending: list[RequestState] = []  # all that they want is planned; their last tokens are not known yet
-        self._sequences: dict[int, tuple[RequestState, Sequence]] = {}
-        self._final: list[tuple[RequestState, Sequence]] = []  # whose last token the newest plan samples
+        self._in_flight: deque[list[Expected]] = deque()  # the samples of steps that are planned and not completed
         self._counts = StepCounts()  # of the step being planned
-        self._num_in_flight = 0  # steps planned and not completed
         self._next_seq_id = 0
         self._num_steps = 0
         self._released: list[int] = []
@@ -92,13 +73,12 @@ class Scheduler:
             self._next_seq_id += 1
         state = RequestState(request, sequences, added_ns)
         state.start_again(can_fork=self.memory.can_fork)
-        self._sequences.update((seq.seq_id, (state, seq)) for seq in sequences)
         self.waiting.append(state)
 
     def reset(self) -> None:
         """Start counting steps anew. Nothing may wait or run."""
         assert not self.states(), "reset with unfinished requests"
-        assert not self._num_in_flight, "reset while a step runs"
+        assert not self._in_flight, "reset while a step runs"
         self._num_steps = 0
 
     def abort(self, request_id: int) -> RequestState | None:
@@ -108,7 +88,7 @@ class Scheduler:
                 for seq in list(state.unfinished):
                     self._end(state, seq)
                 for seq in state.sequences:  # those that ended but for their last tokens
-                    self._sequences.pop(seq.seq_id, None)
+                    seq.is_open = False
                 self.ending.remove(state)
                 return state
         return None
@@ -119,53 +99,41 @@ class Scheduler:
         None: nothing can be planned before the step that runs is complete. Without one there is always a plan.
         """
         self.memory.tick(start_ns)
-        for state, seq in self._final:
-            if seq.seq_id in self._sequences:  # not aborted, and not ended by what the step before it sampled
-                self._retire(state, seq)
-        self._final.clear()
+        if self._in_flight:
+            self._retire_final(self._in_flight[-1])
         counts = self._counts
-        planned: list[PlannedSequence] = []
-        budget = self._schedule_running(planned, counts)
-        if counts.num_preempted == 0 or not planned:  # alone and preempted: it starts again in the empty pool
-            self._admit_waiting(planned, counts, budget, start_ns)
-        if not planned:
-            assert self._num_in_flight, "a step without work: the first request does not fit the memory alone"
+        draft = StepDraft(self.memory, counts)
+        budget = self._schedule_running(draft)
+        if counts.num_preempted == 0 or draft.is_empty:  # alone and preempted: it starts again in the empty pool
+            self._admit_waiting(draft, budget, start_ns)
+        if draft.is_empty:
+            assert self._in_flight, "a step without work: the first request does not fit the memory alone"
             return None
-        planned.sort(key=lambda seq: len(seq.token_ids) > 1)  # stable: order of arrival within each kind
-        num_decodes = sum(len(seq.token_ids) == 1 for seq in planned)
         moves, copies = self.memory.take_moves(), self.memory.take_copies()
         swaps = self.swapping.take_swaps() if self.swapping is not None else Swaps([], [])
-        plan = StepPlan(self._num_steps, planned, num_decodes, moves, copies, swaps, self._released)
+        plan = StepPlan(self._num_steps, draft.close(), len(draft.decodes), moves, copies, swaps, self._released)
         self._num_steps += 1
-        self._num_in_flight += 1
         self._released = []
-        self._expect(plan)
+        self._in_flight.append(draft.expected)
+        self.can_plan_ahead = not draft.has_beams  # which beams live on is not known before
         counts.num_running, counts.num_waiting = len(self.running), len(self.waiting)
         self._counts = StepCounts()
         return plan, counts
 
-    def complete(
-        self, plan: StepPlan, choices: Iterable[Choice], now_ns: int
-    ) -> tuple[list[TokenOutput], list[RequestRecord]]:
-        """Take what was chosen for ``plan``, in the order of its samples; returns the tokens given out, the ended.
+    def complete(self, choices: Iterable[Choice], now_ns: int) -> tuple[list[TokenOutput], list[RequestRecord]]:
+        """Take what the oldest step that runs has chosen, in the order of its samples.
 
-        Steps are completed in the order in which they were planned. What was chosen for sequences that are gone is
-        dropped.
+        What was chosen for sequences that are gone is dropped. Returns the tokens given out, and who has ended.
         """
         self.memory.tick(now_ns)
-        self._num_in_flight -= 1
         tokens: list[TokenOutput] = []
         touched: dict[int, RequestState] = {}  # requests that may end now
-        samples = (sample for planned in plan.sequences for sample in planned.samples)
-        for sample, choice in zip(samples, choices, strict=True):
-            entry = self._sequences.get(sample.seq_id)
-            if entry is None:
+        for (state, seq, position), choice in zip(self._in_flight.popleft(), choices, strict=True):
+            if not seq.is_open:
                 continue
-            state, seq = entry
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
             if isinstance(choice, int):
-                position = sample.position
                 seq.token_ids[position] = choice
                 seq.num_pending_tokens -= 1
                 state.num_output_tokens += 1
@@ -208,22 +176,30 @@ class Scheduler:
 
     # Planning
 
-    def _schedule_running(self, planned: list[PlannedSequence], counts: StepCounts) -> int:
+    def _schedule_running(self, draft: StepDraft) -> int:
         """Plan the running requests, preempting the newest while there is no room. Returns the budget left."""
-        budget = self.max_batch_tokens
-        index = 0
+        budget, counts = self.max_batch_tokens, draft.counts
+        index, take_next = 0, draft.take_next
         while index < len(self.running) and budget > 0:
             state = self.running[index]
+            index += 1
+            if take_next(state):
+                budget -= 1
+                continue
             while (work := self._grow(state, budget)) is None:
                 counts.is_memory_blocked = True
                 counts.num_preempted += 1
                 if self._preempt_newest() is state:
                     return budget
-            budget -= self._plan(state, work, planned, counts)
-            index += 1
+            for seq, num_tokens in work:
+                draft.take(state, seq, num_tokens)
+                budget -= num_tokens
         return budget
 
-    def _admit_waiting(self, planned: list[PlannedSequence], counts: StepCounts, budget: int, start_ns: int) -> None:
+    def _admit_waiting(self, draft: StepDraft, budget: int, start_ns: int) -> None:
+        if not self.waiting:
+            return
+        counts = draft.counts
         num_sequences = sum(_num_sequences(state) for state in self.running)
         self.memory.foresee(state.active for state in self.waiting)
         while self.waiting and budget > 0:
@@ -248,7 +224,9 @@ class Scheduler:
                 state.first_scheduled_ns = start_ns
             self.waiting.popleft()
             self.running.append(state)
-            budget -= self._plan(state, work, planned, counts)
+            for seq, num_tokens in work:
+                draft.take(state, seq, num_tokens)
+                budget -= num_tokens
             num_sequences += num_new
 
     def _admit(self, state: RequestState, num_running: int) -> int | None:
@@ -299,73 +277,6 @@ class Scheduler:
             budget -= num_tokens
         return work
 
-    def _plan(
-        self,
-        state: RequestState,
-        work: list[tuple[Sequence, int]],
-        planned: list[PlannedSequence],
-        counts: StepCounts,
-    ) -> int:
-        """Turn grown sequences into the plan, fork where the prompt is complete. Returns the tokens used."""
-        num_used, memory = 0, self.memory
-        for seq, num_tokens in work:
-            start, max_computed_tokens = seq.num_computed_tokens, seq.max_computed_tokens
-            seq.num_computed_tokens = end = start + num_tokens
-            if num_tokens > 1 or end == seq.num_writable_tokens:  # otherwise no block has become full
-                memory.commit(seq)
-            changed_from, new_entries = seq.num_table_entries_sent, _NO_ENTRIES
-            if seq.has_new_entries:
-                new_entries = memory.table(seq)[changed_from:]
-                seq.num_table_entries_sent += len(new_entries)
-                seq.has_new_entries = False
-            samples: tuple[Sample, ...] = ()
-            if not state.is_forked and end == seq.num_prompt_tokens:
-                samples = tuple(
-                    _sample(state, other) for other in [seq, *self._fork(state, seq)] if other.num_tokens == end
-                )
-            elif end == len(seq.token_ids):
-                samples = (_sample(state, seq),)
-            planned.append(
-                PlannedSequence(seq.seq_id, start, seq.token_ids[start:end], changed_from, new_entries, samples)
-            )
-            num_used += num_tokens
-            if num_tokens == 1 and start >= seq.num_prompt_tokens and end > max_computed_tokens:
-                counts.num_decode_tokens += 1
-            else:
-                counts.num_prefill_tokens += num_tokens
-            if start < max_computed_tokens:
-                num_recomputed = min(end, max_computed_tokens) - start
-                state.num_recomputed_tokens += num_recomputed
-                counts.num_recomputed_tokens += num_recomputed
-            if end > max_computed_tokens:
-                seq.max_computed_tokens = end
-        return num_used
-
-    def _expect(self, plan: StepPlan) -> None:
-        """Let placeholders stand for the tokens that the plan samples."""
-        self.can_plan_ahead = True
-        index = 0
-        for planned in plan.sequences:
-            for sample in planned.samples:
-                state, seq = self._sequences[sample.seq_id]
-                if sample.num_candidates:
-                    self.can_plan_ahead = False  # which beams live on is not known before
-                else:
-                    seq.token_ids.append(placeholder(index))
-                    seq.num_pending_tokens += 1
-                    if sample.position == seq.final_kv_tokens:
-                        self._final.append((state, seq))
-                index += 1
-
-    def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
-        children = state.fork()
-        leader.num_writable_tokens = 0
-        for child in children:
-            self.memory.fork(leader, child)
-            child.num_computed_tokens = leader.num_computed_tokens
-            child.max_computed_tokens = max(child.max_computed_tokens, child.num_computed_tokens)
-        return children
-
     def _advance_beams(self, state: RequestState) -> list[TokenOutput]:
         """Let every beam of a request take its next token; returns the tokens of the best hypotheses at its end.
 
@@ -401,7 +312,6 @@ class Scheduler:
         child = Sequence(self._next_seq_id, state.request)
         self._next_seq_id += 1
         state.num_open_sequences += 1
-        self._sequences[child.seq_id] = (state, child)
         self.memory.fork(parent, child)
         parent.num_writable_tokens = 0
         child.token_ids = parent.token_ids[:]
@@ -410,6 +320,12 @@ class Scheduler:
         return child
 
     # Giving back
+
+    def _retire_final(self, expected: list[Expected]) -> None:
+        """Retire the sequences whose last token the newest plan samples."""
+        for state, seq, position in expected:
+            if position == seq.final_kv_tokens and seq.is_open and state.beam_search is None:
+                self._retire(state, seq)
 
     def _preempt_newest(self) -> RequestState:
         """Take everything from the newest running request and put it back at the head of the queue."""
@@ -443,7 +359,7 @@ class Scheduler:
         """Let a sequence leave for good: it gives out no further token."""
         if seq in state.unfinished:
             self._retire(state, seq)
-        del self._sequences[seq.seq_id]
+        seq.is_open = False
         state.num_open_sequences -= 1
 
     def _retire(self, state: RequestState, seq: Sequence) -> None:
@@ -464,14 +380,6 @@ class Scheduler:
         self._released.append(seq.seq_id)
         seq.num_computed_tokens = 0
         seq.num_writable_tokens = seq.num_table_entries_sent = 0
-
-
-def _sample(state: RequestState, seq: Sequence) -> Sample:
-    """The sequence's next token, or candidates for it."""
-    sampling = seq.request.sampling
-    num_candidates = 0 if state.beam_search is None else state.beam_search.num_candidates()
-    seed = sampling.seed + seq.sample_index
-    return Sample(seq.seq_id, sampling.temperature, seed, len(seq.token_ids), num_candidates)
 
 
 def _num_sequences(state: RequestState) -> int:

@@ -21,7 +21,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "final_kv_tokens",
         "has_new_entries",
+        "is_open",
         "max_computed_tokens",
         "num_computed_tokens",
         "num_pending_tokens",
@@ -40,6 +42,9 @@ class Sequence:
         self.sample_index = sample_index
         self.token_ids = array("i", request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        # Tokens whose KV it will hold at its end; the last sampled token's KV is never computed.
+        self.final_kv_tokens = self.num_prompt_tokens + request.sampling.max_tokens - 1
+        self.is_open = True  # until it has given out its last token, or was dropped
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0  # at its end: sampled by steps that still run
         self.max_computed_tokens = 0  # before any preemption: what is below it and computed again is recomputation
@@ -56,11 +61,6 @@ class Sequence:
     def num_known_tokens(self) -> int:
         """Tokens of the prompt and those sampled by steps that have run."""
         return len(self.token_ids) - self.num_pending_tokens
-
-    @property
-    def final_kv_tokens(self) -> int:
-        """Tokens whose KV it will hold at its end; the last sampled token's KV is never computed."""
-        return self.num_prompt_tokens + self.request.sampling.max_tokens - 1
 
 
 class RequestState:

@@ -74,7 +74,7 @@ def saturate(memory: KVMemory, config: EngineConfig, requests: Iterable[Request]
             num_steps += 1
             num_preemptions += counts.num_preempted
             num_moved_slots += sum(num_slots for _, _, num_slots in plan.moves)
-        _, finished = scheduler.complete(plan, choices, clock())
+        _, finished = scheduler.complete(choices, clock())
         num_finished += len(finished)
     if not num_steps:
         raise UsageError(f"{num_requests} requests are too few: the pool took all of them in; use more --requests")

@@ -87,7 +87,7 @@ def running_by_step(memory: StaticMemory, requests: list[Request]) -> list[list[
         plan, _ = planned
         memory.check_integrity()
         steps.append([state.request.request_id for state in scheduler.running])
-        scheduler.complete(plan, [0] * sum(len(seq.samples) for seq in plan.sequences), 0)
+        scheduler.complete([0] * sum(len(seq.samples) for seq in plan.sequences), 0)
     return steps
 
 

@@ -103,7 +103,7 @@ def play(
     outputs: dict[tuple[int, int], list[int]] = {}
     records: list[RequestRecord] = []
     step = 0
-    running: list[tuple[StepPlan, list[int]]] = []  # at most one, in the middle of a turn two
+    running: list[list[int]] = []  # what steps chose that run: at most one, in the middle of a turn two
     while scheduler.has_requests or running:
         if step in aborts and (state := scheduler.abort(aborts[step])) is not None:
             records.append(scheduler.record(state, "aborted", step))
@@ -116,9 +116,9 @@ def play(
             assert sum(1 for state in scheduler.running for _ in state.unfinished) <= max_running
             memory.check_integrity()
             assert memory.usage(scheduler.head).pool == memory.num_slots
-            running.append((plan, runner.run(plan)))
+            running.append(runner.run(plan))
         if running and (planned is None or len(running) > 1 or not is_ahead):
-            given, finished = scheduler.complete(*running.pop(0), now_ns=step)
+            given, finished = scheduler.complete(running.pop(0), now_ns=step)
             for output in given:
                 outputs.setdefault((output.request_id, output.sample_index), []).append(output.token_id)
             records += finished
@@ -276,7 +276,7 @@ def test_samples_share_their_prompt() -> None:
     assert counts.num_prefill_tokens == 14
     assert memory.usage(None).token_state == 14
     assert memory.usage(None).shared_saved == 3 * 14
-    scheduler.complete(plan, runner.run(plan), 0)
+    scheduler.complete(runner.run(plan), 0)
     planned = scheduler.schedule(1)
     assert planned is not None
     plan, _ = planned

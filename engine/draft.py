@@ -1,0 +1,150 @@
+"""StepDraft: a plan in the making, and whose the samples of a plan are."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pbench.engine.memory import KVMemory
+from pbench.engine.plan import PlannedSequence, Sample, placeholder
+from pbench.engine.sequence import RequestState, Sequence
+
+# A sample of a plan: whose it is, and the position of its token in the sequence.
+Expected: TypeAlias = tuple[RequestState, Sequence, int]
+
+_NO_ENTRIES: list[int] = []
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What planning a step came to; the engine puts it into the StepRecord."""
+
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    num_recomputed_tokens: int = 0
+    num_preempted: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    is_memory_blocked: bool = False
+
+
+class StepDraft:
+    """Takes in sequences that have room for what they compute, in order of arrival.
+
+    Those that compute one token come first in the plan, and so do their samples: placeholders can stand for what they
+    will choose as soon as they are taken in. ``close`` numbers the samples of the others.
+    """
+
+    def __init__(self, memory: KVMemory, counts: StepCounts) -> None:
+        self.counts = counts
+        self.decodes: list[PlannedSequence] = []
+        self.expected: list[Expected] = []  # of the samples, in the order of the plan
+        self.has_beams = False
+        self._memory = memory
+        self._prefills: list[PlannedSequence] = []
+        self._prefill_samples: list[Expected] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is planned yet."""
+        return not (self.decodes or self._prefills)
+
+    def take_next(self, state: RequestState) -> bool:
+        """Take in a request that wants nothing but the next token of its one sequence, where there is room for it.
+
+        What most of a decode step is made of. False, and nothing has changed, when it wants anything else.
+        """
+        active = state.active
+        if len(active) != 1 or not state.is_forked:
+            return False
+        seq = active[0]
+        start, token_ids = seq.num_computed_tokens, seq.token_ids
+        end = start + 1
+        if (
+            end != len(token_ids)
+            or end >= seq.num_writable_tokens  # no room, or it fills a block
+            or start != seq.max_computed_tokens
+            or start < seq.num_prompt_tokens
+            or seq.has_new_entries
+            or state.beam_search is not None
+        ):
+            return False
+        seq.num_computed_tokens = seq.max_computed_tokens = end
+        sampling, seq_id = seq.request.sampling, seq.seq_id
+        sample = Sample(seq_id, sampling.temperature, sampling.seed + seq.sample_index, end)
+        num_sent = seq.num_table_entries_sent
+        self.decodes.append(PlannedSequence(seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, (sample,)))
+        self.counts.num_decode_tokens += 1
+        expected = self.expected
+        token_ids.append(~len(expected))  # placeholder(), without the call
+        seq.num_pending_tokens += 1
+        expected.append((state, seq, end))
+        return True
+
+    def take(self, state: RequestState, seq: Sequence, num_tokens: int) -> None:
+        """Take in the next tokens of a sequence; where they complete a prompt, fork the others of its request."""
+        memory, counts = self._memory, self.counts
+        start, max_computed_tokens = seq.num_computed_tokens, seq.max_computed_tokens
+        seq.num_computed_tokens = end = start + num_tokens
+        if num_tokens > 1 or end == seq.num_writable_tokens:  # otherwise no block has become full
+            memory.commit(seq)
+        changed_from, new_entries = seq.num_table_entries_sent, _NO_ENTRIES
+        if seq.has_new_entries:
+            new_entries = memory.table(seq)[changed_from:]
+            seq.num_table_entries_sent += len(new_entries)
+            seq.has_new_entries = False
+        sampled: list[Sequence] = []
+        if not state.is_forked and end == seq.num_prompt_tokens:
+            sampled = [other for other in [seq, *self._fork(state, seq)] if other.num_tokens == end]
+        elif end == len(seq.token_ids):
+            sampled = [seq]
+        samples = tuple(_sample(state, other, end) for other in sampled)
+        planned = PlannedSequence(seq.seq_id, start, seq.token_ids[start:end], changed_from, new_entries, samples)
+        if num_tokens == 1:
+            self.decodes.append(planned)
+            self._expect((state, other, end) for other in sampled)
+        else:
+            self._prefills.append(planned)
+            self._prefill_samples.extend((state, other, end) for other in sampled)
+        if num_tokens == 1 and start >= seq.num_prompt_tokens and end > max_computed_tokens:
+            counts.num_decode_tokens += 1
+        else:
+            counts.num_prefill_tokens += num_tokens
+        if start < max_computed_tokens:
+            num_recomputed = min(end, max_computed_tokens) - start
+            state.num_recomputed_tokens += num_recomputed
+            counts.num_recomputed_tokens += num_recomputed
+        if end > max_computed_tokens:
+            seq.max_computed_tokens = end
+
+    def close(self) -> list[PlannedSequence]:
+        """The sequences of the plan, those with one token first."""
+        self._expect(self._prefill_samples)
+        return self.decodes + self._prefills
+
+    def _expect(self, samples: Iterable[Expected]) -> None:
+        """Let placeholders stand for what the samples will choose."""
+        for sample in samples:
+            state, seq, _ = sample
+            if state.beam_search is None:
+                seq.token_ids.append(placeholder(len(self.expected)))
+                seq.num_pending_tokens += 1
+            else:
+                self.has_beams = True
+            self.expected.append(sample)
+
+    def _fork(self, state: RequestState, leader: Sequence) -> list[Sequence]:
+        children = state.fork()
+        leader.num_writable_tokens = 0
+        for child in children:
+            self._memory.fork(leader, child)
+            child.num_computed_tokens = leader.num_computed_tokens
+            child.max_computed_tokens = max(child.max_computed_tokens, child.num_computed_tokens)
+        return children
+
+
+def _sample(state: RequestState, seq: Sequence, position: int) -> Sample:
+    """The sequence's next token, or candidates for it."""
+    sampling = seq.request.sampling
+    num_candidates = 0 if state.beam_search is None else state.beam_search.num_candidates()
+    return Sample(seq.seq_id, sampling.temperature, sampling.seed + seq.sample_index, position, num_candidates)

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
+from pbench.engine.child_index import ChildIndex
 from pbench.engine.content_index import ContentIndex
 from pbench.engine.eviction import EvictionPolicy, LeastRecentlyUsed
+from pbench.engine.records import NUM_SHARER_BINS, sharer_bin
 
 
 class BlockPool:
@@ -16,9 +18,13 @@ class BlockPool:
         cached   num_refs == 0, in the cache index           waits until the eviction policy gives it up
     """
 
-    def __init__(self, num_blocks: int, eviction: EvictionPolicy | None = None) -> None:
+    def __init__(
+        self, num_blocks: int, eviction: EvictionPolicy | None = None, children: ChildIndex | None = None
+    ) -> None:
         self.num_blocks = num_blocks
         self.num_refs = [0] * num_blocks
+        self.num_held_by_bin = [0] * NUM_SHARER_BINS  # held blocks, see ``sharer_bin``
+        self.children = children  # told of every block that stops being what it was
         self.num_evicted = 0
         self._free_block_ids = list(range(num_blocks - 1, -1, -1))
         self._evictable = LeastRecentlyUsed() if eviction is None else eviction
@@ -56,40 +62,59 @@ class BlockPool:
         num_refs = self.num_refs
         for block_id in block_ids:
             num_refs[block_id] = 1
+        self.num_held_by_bin[0] += len(block_ids)
         return block_ids
 
     def _evict(self, count: int) -> list[int]:
         """Give up cached blocks."""
         block_ids = self._evictable.pop(count)
         self._index.remove(block_ids)
+        if self.children is not None and block_ids:
+            self.children.remove(block_ids)
         self.num_evicted += count
         return block_ids
 
     def acquire(self, block_ids: Iterable[int]) -> None:
         """Add a reference to each, held or cached."""
-        num_refs = self.num_refs
+        num_refs, num_held_by_bin = self.num_refs, self.num_held_by_bin
         for block_id in block_ids:
-            if num_refs[block_id] == 0:
+            count = num_refs[block_id]
+            if count == 0:
                 self._evictable.remove(block_id)
-            num_refs[block_id] += 1
+            else:
+                num_held_by_bin[sharer_bin(count)] -= 1
+            num_refs[block_id] = count + 1
+            num_held_by_bin[sharer_bin(count + 1)] += 1
 
     def release(self, block_ids: list[int]) -> None:
         """Drop a reference to each, in order; without any a block is cached, or free if the cache does not know it."""
         num_refs, digest_by_block = self.num_refs, self._index.digest_by_block
+        num_held_by_bin, children, num_unheld = self.num_held_by_bin, self.children, 0
         is_cache_empty = self._index.is_empty
         for block_id in block_ids:
             num_left = num_refs[block_id] - 1
             assert num_left >= 0, f"block {block_id} is released but not held"
             num_refs[block_id] = num_left
             if num_left == 0:
+                num_unheld += 1
                 if is_cache_empty or digest_by_block[block_id] is None:
                     self._free_block_ids.append(block_id)
+                    if children is not None and children.knows(block_id):
+                        children.remove([block_id])
                 else:
                     self._evictable.add(block_id)
+            else:
+                num_held_by_bin[sharer_bin(num_left + 1)] -= 1
+                num_held_by_bin[sharer_bin(num_left)] += 1
+        num_held_by_bin[0] -= num_unheld
 
     def find(self, digest: bytes) -> int | None:
         """The block with this content, held or cached."""
         return self._index.find(digest)
+
+    def is_registered(self, block_id: int) -> bool:
+        """Whether ``find`` can lead to the block."""
+        return self._index.digest_by_block[block_id] is not None
 
     def is_cached_only(self, block_id: int) -> bool:
         """Whether the block has no owner and is kept for the cache."""
@@ -107,6 +132,8 @@ class BlockPool:
         """Free a cached block: what it was to hold never came."""
         self._evictable.remove(block_id)
         self._index.remove([block_id])
+        if self.children is not None:
+            self.children.remove([block_id])
         self._free_block_ids.append(block_id)
 
     def check_integrity(self, owners: Iterable[int]) -> None:
@@ -127,6 +154,12 @@ class BlockPool:
         for block_id in free | set(self._evictable):
             assert expected[block_id] == 0, f"block {block_id} is available and held at once"
         num_held = sum(count > 0 for count in expected)
+        num_held_by_bin = [0] * NUM_SHARER_BINS
+        for count in filter(None, expected):
+            num_held_by_bin[sharer_bin(count)] += 1
+        assert num_held_by_bin == self.num_held_by_bin, "blocks are miscounted by their sharers"
+        if self.children is not None:
+            assert not any(map(self.children.knows, free)), "the index of continuations knows a free block"
         assert len(free) + self.num_cached + num_held == self.num_blocks, "free + cached + held is not the pool"
         self._index.check_integrity()
         digest_by_block = self._index.digest_by_block

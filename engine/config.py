@@ -29,6 +29,7 @@ class EngineConfig:
     max_running: int = 256  # sequences that hold KV at once, at most
     is_prefill_chunked: bool = True  # a prompt may be computed over several steps
     is_prefix_cached: bool = True  # paged only
+    has_partial_hits: bool = False  # the prefix cache hits parts of blocks too, and copies them; paged only
     eviction: str = "lru"  # one of EVICTION_POLICIES: which cached block goes first; paged only
     preemption: str = "recompute"  # one of PREEMPTION_MODES: what happens to a request that must make room; paged only
     host_kv_memory_bytes: int = 0  # host memory for swapped blocks

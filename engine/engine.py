@@ -42,6 +42,7 @@ def make_memory(config: EngineConfig) -> KVMemory:
             config.num_slots // config.block_size,
             config.block_size,
             is_prefix_cached=config.is_prefix_cached,
+            has_partial_hits=config.has_partial_hits,
             num_host_blocks=config.num_host_blocks,
             eviction=config.eviction,
         )
@@ -211,6 +212,7 @@ class Engine:
             num_decode_tokens=counts.num_decode_tokens,
             num_output_tokens=len(tokens),
             num_prefix_hit_tokens=counts.num_prefix_hit_tokens,
+            num_near_miss_tokens=events.num_near_miss_tokens,
             num_recomputed_tokens=counts.num_recomputed_tokens,
             num_running=counts.num_running,
             num_waiting=counts.num_waiting,

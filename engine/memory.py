@@ -33,6 +33,7 @@ class MemoryCounters(NamedTuple):
     num_moved_slots: int = 0
     num_swapped_out_blocks: int = 0
     num_swapped_in_blocks: int = 0
+    num_near_miss_tokens: int = 0
 
     def plus(self, other: "MemoryCounters") -> "MemoryCounters":
         """Each counter of both."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pbench.engine.block_pool import BlockPool, num_blocks_for
+from pbench.engine.child_index import ChildIndex
 from pbench.engine.content_index import extend_digests
 from pbench.engine.eviction import EVICTION_POLICIES
 from pbench.engine.kv_cost import BlockCost
@@ -49,6 +50,7 @@ class PagedMemory:
         block_size: int,
         *,
         is_prefix_cached: bool = True,
+        has_partial_hits: bool = False,
         watermark: float = 0.01,
         num_host_blocks: int = 0,
         eviction: str = "lru",
@@ -57,6 +59,7 @@ class PagedMemory:
         self.block_size = block_size
         self.num_slots = num_blocks * block_size
         self.is_prefix_cached = is_prefix_cached
+        self.has_partial_hits = has_partial_hits
         self.num_host_blocks = num_host_blocks
         self.eviction = eviction  # one of EVICTION_POLICIES
         self.watermark_blocks = int(watermark * num_blocks)  # kept back at admission whatever runs
@@ -64,7 +67,8 @@ class PagedMemory:
 
     def reset(self) -> None:
         """See ``KVMemory.reset``."""
-        self._pool = BlockPool(self.num_blocks, EVICTION_POLICIES[self.eviction]())
+        self._children = ChildIndex(self.num_blocks, self.block_size) if self.is_prefix_cached else None
+        self._pool = BlockPool(self.num_blocks, EVICTION_POLICIES[self.eviction](), self._children)
         self._cost = BlockCost(self.num_blocks)
         self._spent_ns: dict[int, float] = {}  # block-nanoseconds by seq_id, until they are taken
         self._tables: dict[int, _Table] = {}
@@ -81,6 +85,7 @@ class PagedMemory:
         self._num_copied = 0
         self._num_swapped_out = 0
         self._num_swapped_in = 0
+        self._num_near_miss_tokens = 0
 
     def can_ever_hold(self, request: Request) -> bool:
         """See ``KVMemory.can_ever_hold``."""
@@ -98,14 +103,22 @@ class PagedMemory:
         pool = self._pool
         block_ids, digests = self._find_prefix(seq, num_tokens)
         num_wanted = -(-num_tokens // self.block_size) - len(block_ids)
-        num_available = pool.num_available - sum(map(pool.is_cached_only, block_ids))
-        if num_wanted > num_available - self._num_kept_back(num_running):
+        num_left = pool.num_available - sum(map(pool.is_cached_only, block_ids)) - self._num_kept_back(num_running)
+        if num_wanted > num_left:
             return None
+        num_hits = len(block_ids) * self.block_size
+        partial, num_partial = self._find_part(seq, block_ids, num_tokens)
+        # It is held until its copy has run: beside the copy, which is among the blocks wanted.
+        if num_partial and self.has_partial_hits and num_wanted <= num_left - pool.is_cached_only(partial):
+            block_ids.append(partial)
+            num_hits += num_partial
+        elif seq.max_computed_tokens == 0:  # what was here before a preemption is no near miss
+            self._num_near_miss_tokens += num_partial
         paid_ns = self._cost.join(block_ids, pool.num_refs)
         pool.acquire(block_ids)
-        self._tables[seq.seq_id] = _Table(block_ids, digests[: len(block_ids)], paid_ns)
+        self._tables[seq.seq_id] = _Table(block_ids, digests[: num_hits // self.block_size], paid_ns)
         self._sequences[seq.seq_id] = seq
-        return len(block_ids) * self.block_size
+        return num_hits
 
     def grow(self, seq: Sequence, num_new_tokens: int) -> int | None:
         """See ``KVMemory.grow``."""
@@ -114,7 +127,7 @@ class PagedMemory:
         start, num_held = seq.num_computed_tokens, len(block_ids)
         first = start // self.block_size
         num_wanted = -(-(start + num_new_tokens) // self.block_size) - num_held
-        is_copied = first < num_held and pool.num_refs[block_ids[first]] > 1 and self._num_owners(block_ids[first]) > 1
+        is_copied = first < num_held and self._is_shared(block_ids[first])
         if not (num_wanted or is_copied):
             return num_held
         if num_wanted + is_copied > pool.num_available:
@@ -142,6 +155,7 @@ class PagedMemory:
         if num_known < num_full:
             self._extend_digests(seq, table.digests, num_full)
             self._pool.register(table.block_ids[num_known:num_full], table.digests[num_known:])
+        self._enter_children(seq, table, num_known, num_full)
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """See ``KVMemory.fork``."""
@@ -275,6 +289,8 @@ class PagedMemory:
         self._pending_copies.clear()
         self._num_pending_reads.clear()
         self._pool.release([source for source, _ in copies])
+        if self._children is not None:
+            self._children.end_step()
         return copies
 
     def usage(self, head: Sequence | None) -> KVUsage:
@@ -285,8 +301,8 @@ class PagedMemory:
         num_refs, block_size = self._pool.num_refs, self.block_size
         for seq_id, table in self._tables.items():
             seq = self._sequences[seq_id]
-            logical += seq.num_computed_tokens
-            tail = len(table.block_ids) * block_size - seq.num_computed_tokens
+            tail = self._num_tail_slots(seq, table.block_ids)
+            logical += len(table.block_ids) * block_size - tail
             if tail:
                 last = table.block_ids[-1]
                 if num_refs[last] > 1:
@@ -306,6 +322,7 @@ class PagedMemory:
             cached=self._pool.num_cached * block_size,
             free=self._pool.num_free * block_size,
             shared_saved=logical - token_state,
+            blocks_by_sharers=tuple(self._pool.num_held_by_bin),
         )
 
     def pool_map(self) -> PoolMap:
@@ -320,7 +337,7 @@ class PagedMemory:
 
     def _holding(self, seq_id: int, block_ids: list[int]) -> Holding:
         seq = self._sequences[seq_id]
-        num_tail_slots = len(block_ids) * self.block_size - seq.num_computed_tokens
+        num_tail_slots = self._num_tail_slots(seq, block_ids)
         num_reserved = min(num_tail_slots, seq.final_kv_tokens - seq.num_computed_tokens)
         return Holding(seq.request.request_id, block_ids, num_tail_slots, num_reserved)
 
@@ -332,6 +349,7 @@ class PagedMemory:
             num_evicted_blocks=self._pool.num_evicted,
             num_swapped_out_blocks=self._num_swapped_out,
             num_swapped_in_blocks=self._num_swapped_in,
+            num_near_miss_tokens=self._num_near_miss_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -377,6 +395,25 @@ class PagedMemory:
             block_ids.append(block_id)
         return block_ids, digests
 
+    def _find_part(self, seq: Sequence, block_ids: list[int], num_tokens: int) -> tuple[int, int]:
+        """A block that begins as the sequence goes on after ``block_ids``, and with how many of ``num_tokens`` - 1."""
+        start = len(block_ids) * self.block_size
+        tokens = seq.token_ids[start : min(start + self.block_size, num_tokens - 1)]
+        if self._children is None or not tokens:
+            return -1, 0
+        return self._children.longest(block_ids[-1] if block_ids else None, seq.request.cache_salt, tokens)
+
+    def _enter_children(self, seq: Sequence, table: _Table, num_known: int, num_full: int) -> None:
+        """Let others find parts of the blocks that are new in the cache, and of the last block of a whole prompt."""
+        end = num_full * self.block_size
+        if seq.num_computed_tokens == seq.num_prompt_tokens > end:
+            end = seq.num_prompt_tokens
+        start = num_known * self.block_size
+        if start < end and self._children is not None:
+            parent = table.block_ids[num_known - 1] if num_known else None
+            block_ids = table.block_ids[num_known : -(-end // self.block_size)]
+            self._children.add(parent, seq.request.cache_salt, block_ids, seq.token_ids[start:end])
+
     def _extend_digests(self, seq: Sequence, digests: list[bytes], num_blocks: int) -> None:
         """Append the digests of the sequence's next full blocks, until there are ``num_blocks``."""
         tokens = seq.token_ids[len(digests) * self.block_size : num_blocks * self.block_size]
@@ -400,9 +437,26 @@ class PagedMemory:
                 num_new += 1
         return num_new + sum(count - 1 for count in tails.values())
 
+    def _is_shared(self, block_id: int) -> bool:
+        """Whether a sequence must copy the block before it writes there: another one holds it, or the cache has it.
+
+        Copies that are still to read a block are run before anybody writes: they do not share it.
+        """
+        if self._pool.num_refs[block_id] > 1 and self._num_owners(block_id) > 1:
+            return True
+        return self._is_part_of_cached(block_id)
+
     def _num_owners(self, block_id: int) -> int:
-        """Sequences that hold the block: copies that are still to read it are run before anybody writes."""
+        """Sequences that hold the block, without the copies that are still to read it."""
         return self._pool.num_refs[block_id] - self._num_pending_reads[block_id]
+
+    def _num_tail_slots(self, seq: Sequence, block_ids: list[int]) -> int:
+        """Slots of a sequence's last block that hold nothing; of a block that is full for the cache there are none."""
+        num_slots = len(block_ids) * self.block_size - seq.num_computed_tokens
+        return num_slots if num_slots and not self._is_part_of_cached(block_ids[-1]) else 0
+
+    def _is_part_of_cached(self, block_id: int) -> bool:
+        return self.has_partial_hits and self._pool.is_registered(block_id)
 
     def _release(self, block_id: int) -> None:
         """Release a block; with its last owner goes the copy that was to fill it."""

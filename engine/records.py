@@ -7,12 +7,21 @@ All KV quantities are in slots (room for one token's K and V in every layer).
 from dataclasses import dataclass
 from typing import NamedTuple
 
+NUM_SHARER_BINS = 6
+
+
+def sharer_bin(num_sharers: int) -> int:
+    """Where a held block counts in ``KVUsage.blocks_by_sharers``: 1, 2, 3-4, 5-8, 9-16, or more sequences hold it."""
+    return min((num_sharers - 1).bit_length(), NUM_SHARER_BINS - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class KVUsage:
     """An exact partition of the pool: the first six fields always sum to the number of slots of the pool.
 
-    ``shared_saved`` stands beside the partition: logical minus physical token slots, what sharing saves.
+    ``shared_saved`` stands beside the partition: logical minus physical token slots, what sharing saves. So does
+    ``blocks_by_sharers``: held blocks by how many sequences hold them, in the bins of ``sharer_bin``; all 0 where
+    memory has no blocks.
     """
 
     token_state: int  # hold KV of live tokens; a shared block counts once
@@ -22,6 +31,7 @@ class KVUsage:
     cached: int  # kept only for the prefix cache, evictable at once
     free: int  # the rest
     shared_saved: int
+    blocks_by_sharers: tuple[int, ...] = (0,) * NUM_SHARER_BINS
 
     @property
     def pool(self) -> int:
@@ -57,6 +67,7 @@ class StepRecord:
     num_decode_tokens: int  # sequences that computed one further token
     num_output_tokens: int  # tokens that were sampled and given out
     num_prefix_hit_tokens: int  # prompt tokens whose KV came from the cache, of requests first admitted in this step
+    num_near_miss_tokens: int  # further ones that the pool has, but in blocks that go on otherwise or are unfinished
     num_recomputed_tokens: int  # tokens computed once more because of an earlier preemption
     num_running: int  # requests that hold KV at the end of planning, before the finished ones leave
     num_waiting: int

@@ -115,7 +115,7 @@ class Experiment:
         gather_pool_maps(plan.folder, (journal.parent / slug(options.memory) for options in plan.engines))
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
-        summary = summarise(tables)
+        summary = summarise(tables, pool)
         return EngineResult(
             spec=spec,
             status=outcome.status,

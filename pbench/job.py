@@ -69,6 +69,7 @@ class EngineOptions:
     max_running: int
     is_prefill_chunked: bool
     is_prefix_cached: bool
+    has_partial_hits: bool
     eviction: str
     preemption: str
     host_kv_memory_bytes: int

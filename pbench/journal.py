@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request
 from pbench.errors import ResultError
-from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS
+from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, SHARER_COLUMNS, STEP_COLUMNS
 
 FLUSH_INTERVAL_NS = 250_000_000
 
@@ -31,7 +31,13 @@ _REQUEST_FIELDS = tuple(REQUEST_COLUMNS)[1:]
 _DEVICE_FIELDS = tuple(DEVICE_COLUMNS)[1:]
 
 _USAGE_FIELDS = ("token_state", "reserved", "internal", "external", "cached", "free", "shared_saved")
-_step_values = attrgetter(*(name if name not in _USAGE_FIELDS else f"usage.{name}" for name in _STEP_FIELDS[3:]))
+_step_values = attrgetter(
+    *(
+        name if name not in _USAGE_FIELDS else f"usage.{name}"
+        for name in _STEP_FIELDS[3:]
+        if name not in SHARER_COLUMNS  # they are one field of the record, and the last columns
+    )
+)
 _request_values = attrgetter(*_REQUEST_FIELDS)
 _REQUEST_TIMES = tuple(_REQUEST_FIELDS.index(name) for name in _REQUEST_FIELDS if name.endswith("_ns"))
 _FINISHED_NS = _REQUEST_FIELDS.index("finished_ns")
@@ -108,6 +114,7 @@ class Journal:
                 record.start_ns - self.start_ns,
                 record.end_ns - self.start_ns,
                 *_step_values(record),
+                *record.usage.blocks_by_sharers,
             )
         )
 

@@ -11,12 +11,13 @@ Definitions, where more than one is in use:
   step left it.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pbench.results import METRICS
+from pbench.results import METRICS, SHARER_COLUMNS
 from pbench.tables import Tables
 
 if TYPE_CHECKING:
@@ -40,8 +41,13 @@ class Summary(NamedTuple):
     notes: tuple[str, ...]
 
 
-def summarise(tables: Tables) -> Summary:
-    """Summarise one engine. Works on what is there: a run cut short has figures up to its last token."""
+def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
+    """Summarise one engine. Works on what is there: a run cut short has figures up to its last token.
+
+    Args:
+        tables: what was measured.
+        pool: ``EngineResult.pool``; without its ``slot_bytes`` and ``block_size`` nothing is counted in bytes.
+    """
     steps, requests, device = tables
     finished = requests[requests["status"] == "finished"]
     duration_s = _duration_s(steps)
@@ -50,10 +56,12 @@ def summarise(tables: Tables) -> Summary:
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, output_tokens, requests, len(finished))
     values |= _latencies(finished)
-    values |= _occupation(steps)
+    values |= _occupation(steps, pool.get("slot_bytes"))
     values |= _counts(steps)
+    if (copied_blocks := values["copied_blocks"]) is not None and "slot_bytes" in pool:
+        values["copied_bytes"] = int(copied_blocks) * pool["block_size"] * pool["slot_bytes"]
     values |= {name: _peak(device[column]) for name, column in _PEAKS.items()}
-    values["prefix_hit_rate_pct"] = _prefix_hit_rate_pct(requests)
+    values |= _prefix_rates(steps, requests)
     values["num_finished"] = len(finished)
     if joules is not None and output_tokens:
         values["joules_per_output_token"] = joules / output_tokens
@@ -99,7 +107,7 @@ def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
     return values
 
 
-def _occupation(steps: "pd.DataFrame") -> dict[str, float | int | None]:
+def _occupation(steps: "pd.DataFrame", slot_bytes: int | None) -> dict[str, float | int | None]:
     if steps.empty:
         return {}
     start_ns, end_ns = _floats(steps["start_ns"]), _floats(steps["end_ns"])
@@ -126,6 +134,12 @@ def _occupation(steps: "pd.DataFrame") -> dict[str, float | int | None]:
     if live_ns > 0:
         share = saved[has_tokens] / needed[has_tokens]
         values["shared_saved_pct"] = 100 * float((share * span_ns[has_tokens]).sum()) / live_ns
+    if slot_bytes is not None:
+        values["shared_saved_bytes"] = round(float((saved * span_ns).sum()) / total_ns * slot_bytes)
+    num_held = np.sum([_floats(steps[name]) for name in SHARER_COLUMNS], axis=0)
+    held_ns = float((num_held * span_ns).sum())
+    if held_ns > 0:
+        values["shared_blocks_pct"] = 100 * (1 - float((_floats(steps[SHARER_COLUMNS[0]]) * span_ns).sum()) / held_ns)
     return values
 
 
@@ -136,6 +150,7 @@ def _counts(steps: "pd.DataFrame") -> dict[str, float | int | None]:
         "num_steps": len(steps),
         "preemptions": int(steps["num_preempted"].sum()),
         "recomputed_tokens": int(steps["num_recomputed_tokens"].sum()),
+        "forks": int(steps["num_forks"].sum()),
         "copied_blocks": int(steps["num_copied_blocks"].sum()),
         "evicted_blocks": int(steps["num_evicted_blocks"].sum()),
         "swapped_blocks": int(steps["num_swapped_out_blocks"].sum()),
@@ -143,10 +158,15 @@ def _counts(steps: "pd.DataFrame") -> dict[str, float | int | None]:
     }
 
 
-def _prefix_hit_rate_pct(requests: "pd.DataFrame") -> float | None:
+def _prefix_rates(steps: "pd.DataFrame", requests: "pd.DataFrame") -> dict[str, float | int | None]:
     admitted = requests[requests["first_scheduled_ns"].notna()]
     prompt_tokens = int(admitted["num_prompt_tokens"].sum())
-    return 100 * int(admitted["num_prefix_hit_tokens"].sum()) / prompt_tokens if prompt_tokens else None
+    if not prompt_tokens:
+        return {}
+    return {
+        "prefix_hit_rate_pct": 100 * int(admitted["num_prefix_hit_tokens"].sum()) / prompt_tokens,
+        "near_miss_rate_pct": 100 * int(steps["num_near_miss_tokens"].sum()) / prompt_tokens,
+    }
 
 
 def _peak(column: "pd.Series[int]") -> int | None:

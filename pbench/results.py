@@ -16,6 +16,7 @@ after the other lie on one axis. JSON and parquet only. Every file is written to
 History of the format (``SCHEMA_VERSION``):
 
 1   the first.
+2   steps count near misses, and blocks by their sharers; a map of the pool; the prefixes.
 """
 
 import json
@@ -31,7 +32,7 @@ from pbench.errors import ResultError
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STATUSES = ("running", "complete", "failed", "interrupted")
 
@@ -44,6 +45,7 @@ STEP_COLUMNS = {
     "num_decode_tokens": "int64",
     "num_output_tokens": "int64",
     "num_prefix_hit_tokens": "int64",
+    "num_near_miss_tokens": "int64",
     "num_recomputed_tokens": "int64",
     "num_running": "int64",
     "num_waiting": "int64",
@@ -64,7 +66,15 @@ STEP_COLUMNS = {
     "cached": "int64",
     "free": "int64",
     "shared_saved": "int64",
+    # Held blocks by how many sequences hold them; all 0 where memory has no blocks
+    "blocks_of_1": "int64",
+    "blocks_of_2": "int64",
+    "blocks_of_3_4": "int64",
+    "blocks_of_5_8": "int64",
+    "blocks_of_9_16": "int64",
+    "blocks_of_17_up": "int64",
 }
+SHARER_COLUMNS = tuple(name for name in STEP_COLUMNS if name.startswith("blocks_of_"))
 
 REQUEST_COLUMNS = {
     "engine": "string",
@@ -276,11 +286,28 @@ METRICS: tuple[Metric, ...] = (
         "prompt tokens whose KV came from the cache, share of all prompt tokens",
     ),
     Metric(
+        "near_miss_rate_pct",
+        "prefix near misses",
+        "%",
+        None,
+        "prompt tokens that the pool had, but in a block that goes on otherwise or is unfinished, share of all",
+    ),
+    Metric(
         "shared_saved_pct",
         "saved by sharing",
         "%",
         True,
         "token slots that sharing saves, share of the slots needed without it, averaged over time",
+    ),
+    Metric(
+        "shared_saved_bytes", "saved by sharing, mean", "bytes", True, "memory that sharing saves, averaged over time"
+    ),
+    Metric(
+        "shared_blocks_pct",
+        "shared blocks",
+        "%",
+        None,
+        "blocks that several sequences hold, share of the blocks that any holds, averaged over time",
     ),
     Metric(
         "preemptions",
@@ -290,7 +317,9 @@ METRICS: tuple[Metric, ...] = (
         "times a running request lost its KV because the pool was full",
     ),
     Metric("recomputed_tokens", "recomputed tokens", "", False, "tokens computed once more after a preemption"),
+    Metric("forks", "forks", "", None, "sequences that began as a copy of another, sharing all its blocks"),
     Metric("copied_blocks", "copied blocks", "", None, "blocks copied on write"),
+    Metric("copied_bytes", "copied on write", "bytes", None, "size of the blocks copied on write"),
     Metric("swapped_blocks", "swapped blocks", "", None, "blocks copied to host memory because the pool was full"),
     Metric("moved_slots", "moved slots", "", None, "token slots moved because a contiguous extent had to grow"),
     Metric("evicted_blocks", "evicted blocks", "", None, "cached blocks given up for new data"),

@@ -48,6 +48,7 @@ class RunOptions:
     sample_interval: float = 0.1  # seconds
     timeout: float | None = None  # seconds
     no_prefix_cache: bool = False
+    partial_hits: bool = False
     no_chunked_prefill: bool = False
     no_async_steps: bool = False
     no_cuda_graphs: bool = False
@@ -224,6 +225,7 @@ def engine_options(
         max_running=max_running,
         is_prefill_chunked=not options.no_chunked_prefill,
         is_prefix_cached=not options.no_prefix_cache,
+        has_partial_hits=options.partial_hits,
         eviction=options.eviction,
         preemption=options.preemption,
         host_kv_memory_bytes=host_kv_memory_bytes,

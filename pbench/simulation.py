@@ -136,7 +136,7 @@ class Simulation:
     def _summarised(self, engine: EngineResult, tables: Tables, status: str, reason: str | None) -> EngineResult:
         from pbench.metrics import summarise
 
-        summary = summarise(tables)
+        summary = summarise(tables, engine.pool)
         notes = (*self._plan.notes, *summary.notes)
         return replace(engine, status=status, reason=reason, summary=summary.values, notes=notes)
 

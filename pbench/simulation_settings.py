@@ -45,6 +45,7 @@ class SimulationOptions:
     preemption: str = "recompute"
     host_memory: str | None = None
     no_prefix_cache: bool = False
+    partial_hits: bool = False
     no_chunked_prefill: bool = False
     no_async_steps: bool = False
 
@@ -167,6 +168,7 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
         host_memory=options.host_memory,
         dtype=options.dtype,
         no_prefix_cache=options.no_prefix_cache,
+        partial_hits=options.partial_hits,
         no_chunked_prefill=options.no_chunked_prefill,
         no_async_steps=options.no_async_steps,
         no_cuda_graphs=True,

@@ -43,6 +43,11 @@ _ENGINE = (
         "--host-memory", metavar="SIZE", help="Host memory for swapped blocks, where swapped.  [default: as the pool]"
     ),
     click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew."),
+    click.option(
+        "--partial-hits",
+        is_flag=True,
+        help="Let the prefix cache hit parts of blocks too; the rest of such a block is copied.",
+    ),
     click.option("--no-chunked-prefill", is_flag=True, help="Compute every prompt in one step."),
     click.option(
         "--no-async-steps",

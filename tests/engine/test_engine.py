@@ -126,6 +126,8 @@ def _variants() -> Iterator[dict[str, object]]:
     for chunk, is_cached in itertools.product((24, 256), (True, False)):
         yield {"memory": "paged", "max_batch_tokens": chunk, "is_prefix_cached": is_cached}
         yield {"memory": "paged", "max_batch_tokens": chunk, "is_prefix_cached": is_cached, "num_slots": 112}
+    for chunk in (24, 256):
+        yield {"memory": "paged", "max_batch_tokens": chunk, "has_partial_hits": True, "max_running": 2}
     yield {"memory": "paged", "is_prefill_chunked": False, "block_size": 4}
     yield {"memory": "contiguous:max", "max_batch_tokens": 24}
     yield {"memory": "contiguous:max", "is_prefill_chunked": False, "num_slots": 300}
@@ -159,6 +161,8 @@ def test_greedy_tokens_are_those_of_transformers(
         assert sum(step.num_moved_slots for step in steps) > 0, "extents were meant to move"
     if num_slots in (112, 128):
         assert sum(step.num_preempted for step in steps) > 0, "the pool was meant to be too small"
+    if variant.get("has_partial_hits"):
+        assert sum(step.num_copied_blocks for step in steps) > 0, "parts of blocks were meant to be hit, and copied"
     if variant["memory"] == "paged" and variant.get("is_prefix_cached", True):
         assert sum(step.num_prefix_hit_tokens for step in steps) > 0
 

@@ -224,6 +224,20 @@ class PagedMachine(MemoryMachine):
         return PagedMemory(num_blocks=14, block_size=4, watermark=0.1)
 
 
+class PartialHitMachine(PagedMachine):
+    """Who hits a part of a block grows in the same step, as the scheduler does it, and so copies the block."""
+
+    def make_memory(self) -> KVMemory:
+        return PagedMemory(num_blocks=14, block_size=4, watermark=0.1, has_partial_hits=True)
+
+    def note_admission(self, seq: Sequence) -> None:
+        num_hits = seq.num_computed_tokens
+        if num_hits % self.slots_per_entry and num_hits < seq.num_prompt_tokens and seq.seq_id not in self.unwritten:
+            self.extend(seq, seq.num_tokens - seq.num_computed_tokens, 0, False)
+            if not self.planned[seq.seq_id]:
+                self.free(seq)
+
+
 class SwappingMachine(PagedMachine):
     """Sequences also go to host memory and come back: never both ways in one step, as the scheduler does it."""
 
@@ -357,6 +371,7 @@ class StaticMachine(MemoryMachine):
 
 _SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 TestPaged = PagedMachine.TestCase
+TestPartialHits = PartialHitMachine.TestCase
 TestSwapping = SwappingMachine.TestCase
 TestFifo = FifoMachine.TestCase
 TestUncached = UncachedMachine.TestCase
@@ -443,6 +458,49 @@ def test_a_prefix_is_found_to_its_last_block(num_shared_blocks: int) -> None:
     memory.commit(old)
     num_shared = 4 * num_shared_blocks
     assert memory.admit(_sequence(1, 0, 1, [7] * num_shared + [8] * (37 - num_shared)), 37, 0) == num_shared
+
+
+@pytest.mark.parametrize("has_partial_hits", [True, False])
+@pytest.mark.parametrize("num_shared", range(37))
+def test_a_part_of_a_block_is_hit_or_counted_as_a_near_miss(num_shared: int, has_partial_hits: bool) -> None:
+    memory = PagedMemory(num_blocks=32, block_size=4, has_partial_hits=has_partial_hits)
+    old, new = _sequence(0, 0, 1, [7] * 37), _sequence(1, 0, 1, [7] * num_shared + [8] * (37 - num_shared))
+    memory.admit(old, 37, 0)
+    memory.grow(old, 37)
+    old.num_computed_tokens = 37
+    memory.commit(old)
+    memory.take_copies()  # the step that computes them is planned
+    num_part = num_shared % 4
+    num_hits = memory.admit(new, 37, 0)
+    assert num_hits == (num_shared if has_partial_hits else num_shared - num_part)
+    assert memory.counters().num_near_miss_tokens == (0 if has_partial_hits else num_part)
+    new.num_computed_tokens = num_hits
+    shared = memory.table(old)[num_shared // 4]
+    memory.grow(new, 1)
+    copies = memory.take_copies()
+    assert [source for source, _ in copies] == [shared] * (has_partial_hits and num_part > 0)
+
+
+def test_blocks_are_counted_by_their_sharers() -> None:
+    memory = PagedMemory(num_blocks=32, block_size=4)
+    parent = _sequence(0, 8, 8)
+    memory.admit(parent, 8, 0)
+    memory.grow(parent, 8)
+    parent.num_computed_tokens = 8
+    memory.commit(parent)
+    expected = {1: (2, 0, 0, 0, 0, 0), 2: (0, 2, 0, 0, 0, 0), 3: (0, 0, 2, 0, 0, 0), 4: (0, 0, 2, 0, 0, 0)}
+    expected |= {5: (0, 0, 0, 2, 0, 0), 9: (0, 0, 0, 0, 2, 0), 17: (0, 0, 0, 0, 0, 2), 18: (0, 0, 0, 0, 0, 2)}
+    children = [_sequence(number, 8, 8) for number in range(1, 18)]
+    for num_sharers, child in enumerate(children, start=1):
+        assert memory.usage(None).blocks_by_sharers == expected.get(num_sharers, memory.usage(None).blocks_by_sharers)
+        memory.fork(parent, child)
+        child.num_computed_tokens = 8
+    assert memory.usage(None).blocks_by_sharers == expected[18]
+    for num_sharers, child in enumerate(children):
+        memory.free(child)
+        assert memory.usage(None).blocks_by_sharers == expected.get(
+            17 - num_sharers, memory.usage(None).blocks_by_sharers
+        )
 
 
 def test_the_watermark_keeps_room_back_only_while_something_runs() -> None:

@@ -14,6 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from pbench.engine.block_pool import BlockPool
 from pbench.engine.buddy import BuddyAllocator
 from pbench.engine.buddy_memory import BuddyMemory
+from pbench.engine.child_index import ChildIndex
 from pbench.engine.content_index import ContentIndex
 from pbench.engine.contiguous_memory import ContiguousMemory
 from pbench.engine.extents import ExtentAllocator
@@ -213,6 +214,128 @@ def _last_not_swapped(way: str) -> Callable[[Method], Method]:
     return mutate
 
 
+def _never_forgotten(remove: Method) -> Method:
+    def remove_one_way(self: ContentIndex, block_ids: list[int]) -> None:
+        shards = {name: dict(shard) for name, shard in self._shards.items()}
+        remove(self, block_ids)
+        self._shards = shards
+
+    return remove_one_way
+
+
+def _unmerged(_: Method) -> Method:
+    def free(self: BuddyAllocator, start: int, length: int) -> None:
+        insort(self._starts_by_order[length.bit_length() - 1], start)
+        self.num_free += length
+
+    return free
+
+
+def _unmerged_extents(_: Method) -> Method:
+    def free(self: ExtentAllocator, start: int, length: int) -> None:
+        index = sum(other < start for other in self._starts)
+        self._starts.insert(index, start)
+        self._lengths.insert(index, length)
+        self.num_free += length
+
+    return free
+
+
+def _freed_twice(free: Method) -> Method:
+    def free_twice(self: Any, start: int, length: int) -> None:
+        free(self, start, length)
+        free(self, start, length)
+
+    return free_twice
+
+
+def _any_buddy(extend: Method) -> Method:
+    def extend_unaligned(self: BuddyAllocator, start: int, length: int, new_length: int) -> bool:
+        order = length.bit_length() - 1
+        if new_length == 2 * length and self._is_free(start + length, order):
+            self._remove(start + length, order)
+            self.num_free -= length
+            return True
+        return bool(extend(self, start, length, new_length))
+
+    return extend_unaligned
+
+
+def _one_slot_short(take: Method) -> Method:
+    return lambda self: [(source, destination, num_slots - 1) for source, destination, num_slots in take(self)]
+
+
+def _left_too_early(grow: Method) -> Method:
+    def grow_and_free(self: BuddyMemory, seq: Any, num_new_tokens: int) -> int | None:
+        changed_from = grow(self, seq, num_new_tokens)
+        if changed_from == 0:
+            move = self._pending_moves[seq.seq_id]
+            self._buddies.free(move.start, move.length)
+        return changed_from  # type: ignore[no-any-return]
+
+    return grow_and_free
+
+
+def _move_outlives_its_sequence(_: Method) -> Method:
+    return lambda self, seq: ContiguousMemory.free(self, seq)
+
+
+def _one_less(length: Method) -> Method:
+    return lambda self, *args: max(length(self, *args) - 1, 1)
+
+
+def _given_back_early(free: Method) -> Method:
+    def free_own_extent(self: StaticMemory, seq: Any) -> None:
+        extent = self._batch.pop(seq.seq_id)
+        free(self, seq)
+        self._allocator.free(extent.start, extent.length)
+
+    return free_own_extent
+
+
+def _doors_open(_: Method) -> Method:
+    return lambda self, seq, num_tokens, num_running: ContiguousMemory.admit(self, seq, num_tokens, num_running)
+
+
+def _last_not_swapped(way: str) -> Callable[[Method], Method]:
+    def mutate(take_swaps: Method) -> Method:
+        def take_all_but_one(self: PagedMemory) -> Any:
+            swaps = take_swaps(self)
+            return swaps._replace(**{way: getattr(swaps, way)[:-1]})
+
+        return take_all_but_one
+
+    return mutate
+
+
+def _always(_: Method) -> Method:
+    return lambda self, *_: True
+
+
+def _never(_: Method) -> Method:
+    return lambda self, *_: False
+
+
+def _visible_at_once(add: Method) -> Method:
+    def add_and_show(self: ChildIndex, parent: int | None, salt: str, block_ids: list[int], token_ids: Any) -> None:
+        add(self, parent, salt, block_ids, token_ids)
+        self._step_added[block_ids] = -1
+
+    return add_and_show
+
+
+def _nothing(_: Method) -> Method:
+    return lambda self, *_: None
+
+
+def _one_further(longest: Method) -> Method:
+    def longest_and_one(self: ChildIndex, *arguments: Any) -> tuple[int, int]:
+        block_id, count = longest(self, *arguments)
+        return block_id, min(count + 1, len(arguments[-1])) if count else 0
+
+    return longest_and_one
+
+
 MUTANTS = [
     Mutant("a release loses a reference", "PagedMachine", BlockPool, "release", _lost_reference),
     Mutant("a block is released twice", "PagedMachine", BlockPool, "release", _double_release),
@@ -224,6 +347,10 @@ MUTANTS = [
     Mutant("a digest leaves out its parent", "PagedMachine", PagedMemory, "_extend_digests", _parentless),
     Mutant("a block is cached before it is full", "PagedMachine", PagedMemory, "commit", _too_early),
     Mutant("an evicted block can still be found", "PagedMachine", ContentIndex, "remove", _never_forgotten),
+    Mutant("a cached block is written in place", "PartialHitMachine", PagedMemory, "_is_part_of_cached", _never),
+    Mutant("a partial hit is a token too long", "PartialHitMachine", ChildIndex, "longest", _one_further),
+    Mutant("a reused block passes for what it was", "PartialHitMachine", ChildIndex, "remove", _nothing),
+    Mutant("a block is copied before it is written", "PartialHitMachine", ChildIndex, "add", _visible_at_once),
     Mutant("a block is not swapped out", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("out")),
     Mutant("a block is not swapped in", "SwappingMachine", PagedMemory, "take_swaps", _last_not_swapped("back")),
     Mutant("buddies are not merged", "BuddyMachine", BuddyAllocator, "free", _unmerged),

@@ -8,14 +8,15 @@ from pbench.engine.records import KVUsage, RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
 from pbench.errors import ResultError
 from pbench.journal import FLUSH_INTERVAL_NS, DeviceSample, Journal, JournalFile, read_rows
-from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, Run
+from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, SHARER_COLUMNS, STEP_COLUMNS, Run
 from pbench.tables import read_journal, write_tables
 
 START_NS = 10**15
 
 
 def step_record(step: int) -> StepRecord:
-    usage = KVUsage(token_state=60, reserved=1, internal=2, external=3, cached=4, free=30, shared_saved=9)
+    parts = {"token_state": 60, "reserved": 1, "internal": 2, "external": 3, "cached": 4, "free": 30}
+    usage = KVUsage(**parts, shared_saved=9, blocks_by_sharers=(7, 6, 5, 4, 3, 2))
     return StepRecord(
         step=step,
         start_ns=START_NS + step * 1000,
@@ -24,6 +25,7 @@ def step_record(step: int) -> StepRecord:
         num_decode_tokens=12,
         num_output_tokens=13,
         num_prefix_hit_tokens=14,
+        num_near_miss_tokens=26,
         num_recomputed_tokens=15,
         num_running=16,
         num_waiting=17,
@@ -71,6 +73,7 @@ def test_every_field_of_a_step_arrives_in_its_column(tmp_path: Path) -> None:
     record = step_record(1)
     assert row.pop("engine") == "paged"
     assert (row.pop("start_ns"), row.pop("end_ns")) == (1000, 1900)
+    assert tuple(row.pop(name) for name in SHARER_COLUMNS) == record.usage.blocks_by_sharers
     for name, value in row.items():
         assert value == getattr(record, name, None) or value == getattr(record.usage, name), name
 

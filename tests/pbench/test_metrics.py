@@ -12,6 +12,9 @@ from pbench.results import DEVICE_COLUMNS, METRICS, REQUEST_COLUMNS, STEP_COLUMN
 from pbench.tables import Tables
 
 POOL = 1000
+SLOT_BYTES, BLOCK_SIZE = 4096, 16
+POOL_FACTS = {"slot_bytes": SLOT_BYTES, "block_size": BLOCK_SIZE}
+SHARERS = [name for name in STEP_COLUMNS if name.startswith("blocks_of_")]
 PARTS = ("token_state", "reserved", "internal", "external", "cached", "free")
 Rows = list[dict[str, Any]]
 
@@ -55,6 +58,8 @@ def random_run(seed: int) -> tuple[Rows, Rows, Rows]:
                 num_finished=source.randrange(running + 1),
                 num_preempted=source.randrange(3),
                 num_recomputed_tokens=source.randrange(100),
+                num_forks=source.randrange(3),
+                num_near_miss_tokens=source.randrange(9),
                 num_copied_blocks=source.randrange(3),
                 num_evicted_blocks=source.randrange(3),
                 num_swapped_out_blocks=source.randrange(50),
@@ -62,6 +67,7 @@ def random_run(seed: int) -> tuple[Rows, Rows, Rows]:
                 num_moved_slots=source.randrange(50),
                 is_memory_blocked=source.random() < 0.3,
                 shared_saved=source.randrange(500),
+                **{name: source.randrange(9) for name in SHARERS},
                 **dict(zip(PARTS[:-1], sizes, strict=True)),
             )
         )
@@ -136,7 +142,8 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
     for name, milliseconds in latencies.items():
         for percent in (50, 90, 99):
             values[f"{name}_ms_p{percent}"] = percentile(milliseconds, percent)
-    total_ns = weighted_running = live_ns = weighted_saved = 0.0
+    total_ns = weighted_running = live_ns = weighted_saved = mean_saved = 0.0
+    weighted_sharers = [0.0] * len(SHARERS)
     weighted = dict.fromkeys(PARTS, 0.0)
     for row, following in zip(steps, [*steps[1:], None], strict=True):
         next_ns = row["end_ns"] if following is None else following["start_ns"]
@@ -146,12 +153,18 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
         weighted_running += (row["num_running"] - row["num_finished"]) * (next_ns - row["end_ns"])
         for name in PARTS:
             weighted[name] += row[name] / POOL * span_ns
+        mean_saved += row["shared_saved"] * span_ns
+        for index, name in enumerate(SHARERS):
+            weighted_sharers[index] += row[name] * span_ns
         if row["token_state"] + row["shared_saved"]:
             live_ns += span_ns
             weighted_saved += row["shared_saved"] / (row["token_state"] + row["shared_saved"]) * span_ns
     values |= {f"{name}_pct": 100 * weighted[name] / total_ns for name in PARTS}
     values["waste_pct"] = 100 * (weighted["reserved"] + weighted["internal"] + weighted["external"]) / total_ns
     values["shared_saved_pct"] = 100 * weighted_saved / live_ns if live_ns else None
+    values["shared_saved_bytes"] = round(mean_saved / total_ns * SLOT_BYTES)
+    held_ns = sum(weighted_sharers)
+    values["shared_blocks_pct"] = 100 * sum(weighted_sharers[1:]) / held_ns if held_ns else None
     values["peak_running"] = max(row["num_running"] for row in steps)
     values["mean_running"] = weighted_running / total_ns
     admitted = [row for row in requests if row["first_scheduled_ns"] is not None]
@@ -159,7 +172,10 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
     values["prefix_hit_rate_pct"] = (
         100 * sum(row["num_prefix_hit_tokens"] for row in admitted) / prompts if prompts else None
     )
+    near_misses = sum(row["num_near_miss_tokens"] for row in steps)
+    values["near_miss_rate_pct"] = 100 * near_misses / prompts if prompts else None
     for name, column in (
+        ("forks", "num_forks"),
         ("preemptions", "num_preempted"),
         ("recomputed_tokens", "num_recomputed_tokens"),
         ("copied_blocks", "num_copied_blocks"),
@@ -168,6 +184,7 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
         ("moved_slots", "num_moved_slots"),
     ):
         values[name] = sum(row[column] for row in steps)
+    values["copied_bytes"] = int(values["copied_blocks"] or 0) * BLOCK_SIZE * SLOT_BYTES
     for name in ("device_used", "torch_reserved", "torch_allocated", "process_rss"):
         values[f"peak_{name}_bytes"] = max(row[f"{name}_bytes"] for row in device)
     joules = device[-1]["energy_j"] - device[0]["energy_j"]
@@ -180,13 +197,13 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
 @pytest.mark.parametrize("seed", range(25))
 def test_the_summary_equals_a_second_computation(seed: int) -> None:
     run = random_run(seed)
-    values = summarise(tables(*run)).values
+    values = summarise(tables(*run), POOL_FACTS).values
     assert values == pytest.approx(expected(*run), rel=1e-9)
     assert set(values) == {metric.name for metric in METRICS}
 
 
 def test_the_parts_of_the_pool_sum_to_all_of_it() -> None:
-    values = summarise(tables(*random_run(3))).values
+    values = summarise(tables(*random_run(3)), POOL_FACTS).values
     parts = [values[f"{name}_pct"] for name in PARTS]
     assert sum(part for part in parts if part is not None) == pytest.approx(100)
 
@@ -201,7 +218,7 @@ def test_a_run_done_by_hand() -> None:
         request(0, first_scheduled_ns=0, first_token_ns=10**9, finished_ns=4 * 10**9, num_prompt_tokens=10)
         | {"num_output_tokens": 4, "num_prefix_hit_tokens": 5}
     ]
-    values = summarise(tables(steps, requests, [])).values
+    values = summarise(tables(steps, requests, []), POOL_FACTS).values
     assert values["output_tokens_per_s"] == 1.0
     assert values["total_tokens_per_s"] == 3.5
     assert values["duration_s"] == 4.0
@@ -214,7 +231,7 @@ def test_a_run_done_by_hand() -> None:
 
 
 def notes_of(steps: Rows, requests: Rows, device: Rows) -> str:
-    return " | ".join(summarise(tables(steps, requests, device)).notes)
+    return " | ".join(summarise(tables(steps, requests, device), POOL_FACTS).notes)
 
 
 def test_memory_that_was_never_the_limit_is_said_and_only_then() -> None:
@@ -238,13 +255,13 @@ def test_without_a_counter_energy_is_integrated_and_says_so() -> None:
         {"time_ns": number * 10**9, "source": "nvml", "power_w": watts}
         for number, watts in enumerate((100.0, 200.0, 100.0))
     ]
-    summary = summarise(tables(steps, [], device))
+    summary = summarise(tables(steps, [], device), POOL_FACTS)
     assert summary.values["joules_per_output_token"] == pytest.approx(3.0)
     assert any("integrated" in note for note in summary.notes)
 
 
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
-    empty: Summary = summarise(tables([], [], []))
+    empty: Summary = summarise(tables([], [], []), POOL_FACTS)
     measured = {name: value for name, value in empty.values.items() if value is not None}
     assert measured == {"num_steps": 0, "num_finished": 0}
     assert any("nothing was measured" in note for note in empty.notes)
@@ -253,7 +270,7 @@ def test_what_was_not_measured_is_none_and_never_zero() -> None:
 def test_a_run_cut_short_has_figures_up_to_its_last_token() -> None:
     steps = [step(step=number, start_ns=number, end_ns=number + 1, num_output_tokens=1) for number in range(9)]
     requests = [request(0, status="unfinished", first_scheduled_ns=0, first_token_ns=None, finished_ns=None)]
-    values = summarise(tables(steps, requests, [])).values
+    values = summarise(tables(steps, requests, []), POOL_FACTS).values
     assert values["output_tokens_per_s"] == pytest.approx(1e9)
     assert values["ttft_ms_p50"] is None
     assert values["num_finished"] == 0

@@ -71,9 +71,9 @@ def _chart(subject: Subject) -> Chart:
     for begin, row in zip(begins, prefixes, strict=True):
         share = row.hit_tokens / (row.num_tokens * row.num_requests)
         hover = (
-            f"{row.label}, after {format_number(row.start)} shared before<br>"
-            f"{format_number(row.num_hit_requests)} requests found {format_number(row.hit_tokens)} tokens in the cache"
-            f" ({format_quantity(100 * share, '%')})"
+            f"{row.label}, after {format_number(row.start)} shared before"
+            f"<br>{format_number(row.num_hit_requests)} requests found {format_number(row.hit_tokens)} tokens"
+            f" in the cache ({format_quantity(100 * share, '%')})"
         )
         height = row.num_requests * share
         has_label = row.num_requests >= _MIN_LABELLED_SHARE * most
@@ -132,8 +132,7 @@ def _summary(subject: Subject) -> str:
     largest = max(prefixes, key=lambda prefix: prefix.num_tokens * prefix.num_requests)
     return (
         f"{_saved(subject, sum(prefix.hit_tokens for prefix in prefixes))} found in the cache instead of computed and"
-        f" stored once more. The largest prefix: {largest.label}, {format_number(largest.num_hit_requests)} of which"
-        " found it."
+        f" stored once more. The largest prefix: {largest.label}; {format_number(largest.num_hit_requests)} found it."
     )
 
 

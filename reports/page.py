@@ -7,7 +7,9 @@ from typing import Any
 
 from pbench.reports.block_map import block_map_panel
 from pbench.reports.charts.account import account_panel
+from pbench.reports.charts.capacity import capacity_panel, find_sweeps, sweep_verdict
 from pbench.reports.charts.device import device_panel
+from pbench.reports.charts.forest import comparison_panel
 from pbench.reports.charts.latency import latency_panel
 from pbench.reports.charts.memory import memory_panel
 from pbench.reports.charts.panel import Panel
@@ -29,6 +31,7 @@ from pbench.reports.verdict import Verdict, comparable_pair, reach_verdict
 from pbench.results import Run, RunResult
 
 _TITLE_CHARS = 80
+_MAX_DRAWN = 6  # engines: as many as there are inks
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Page:
     overline: tuple[str, ...]  # workload, model, device, date: what a reader must know before the verdict
     verdict: Verdict
     subjects: tuple[Subject, ...]
+    num_drawn: int  # of them, shown in every chart; the figures are there for all
     baseline_key: str | None  # of the subject that the others are compared with
     checks: tuple[Check, ...]
     cards: tuple[MetricRow, ...]
@@ -73,27 +77,36 @@ def build_page(runs: Sequence[Run]) -> Page:
     subjects = load_subjects(runs)
     results = [run.result for run in runs]
     pair = comparable_pair(subjects)
-    panels = (
-        memory_panel(subjects),
-        account_panel(subjects),
-        progress_panel(subjects),
-        partition_panel(subjects),
-        figure_2_panel(subjects),
-        block_map_panel(subjects),
-        sharing_panel(subjects),
-        prefix_tree_panel(subjects),
-        latency_panel(subjects),
-        timeline_panel(subjects),
-        steps_panel(subjects),
-        device_panel(subjects),
-        workload_panel(subjects),
+    sweeps = find_sweeps(subjects)
+    drawn = _drawn_in_detail(subjects)
+    panels = tuple(
+        panel
+        for panel in (
+            capacity_panel(sweeps),
+            comparison_panel(subjects) if not sweeps else None,
+            memory_panel(drawn),
+            account_panel(drawn),
+            progress_panel(drawn),
+            partition_panel(drawn),
+            figure_2_panel(drawn),
+            block_map_panel(drawn),
+            sharing_panel(drawn),
+            prefix_tree_panel(drawn),
+            latency_panel(drawn),
+            timeline_panel(drawn),
+            steps_panel(drawn),
+            device_panel(drawn),
+            workload_panel(drawn),
+        )
+        if panel is not None
     )
     _align_time_axes(panels, subjects)
     return Page(
         title=" + ".join(dict.fromkeys(shorten(_workload_name(result), _TITLE_CHARS) for result in results)),
         overline=_overline(results),
-        verdict=reach_verdict(subjects),
+        verdict=reach_verdict(subjects) if not sweeps else sweep_verdict(sweeps),
         subjects=tuple(subjects),
+        num_drawn=len(drawn),
         baseline_key=pair.baseline.key if pair and pair.baseline else None,
         checks=tuple(run_checks(subjects)),
         cards=tuple(cards(subjects, pair)),
@@ -111,6 +124,16 @@ def build_page(runs: Sequence[Run]) -> Page:
             ]
         },
     )
+
+
+def _drawn_in_detail(subjects: Sequence[Subject]) -> list[Subject]:
+    """All, or of too many the engines of the first, the middle and the last run, by size of the pool."""
+    if len(subjects) <= _MAX_DRAWN:
+        return list(subjects)
+    by_pool = sorted(subjects, key=lambda subject: subject.pool_figure("pool_bytes") or 0)  # stable: else as given
+    run_ids = list(dict.fromkeys(subject.run.run_id for subject in by_pool))
+    chosen = {run_ids[0], run_ids[len(run_ids) // 2], run_ids[-1]}
+    return [subject for subject in subjects if subject.run.run_id in chosen][:_MAX_DRAWN]
 
 
 def _align_time_axes(panels: Sequence[Panel], subjects: Sequence[Subject]) -> None:

@@ -1,0 +1,68 @@
+"""Pages about several runs: what a sweep adds, what runs of one engine add, and what is left out of too many."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pbench.results import Run
+
+Render = Callable[..., Any]
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def sweep(builder: Callable[..., Any]) -> list[Run]:
+    """Four sizes of the pool, not in order; an engine is faster the larger its pool is."""
+    runs = []
+    for size in (4, 1, 2, 8):
+        made = builder(f"{size}-GiB", num_requests=6).add_engine("paged").add_engine("contiguous:max")
+        for index, engine in enumerate(made.engines):
+            pool = dict(engine.pool) | {"pool_bytes": size * GIB}
+            summary = dict(engine.summary) | {"output_tokens_per_s": 100.0 * size * (2 - index)}
+            made.engines[index] = replace(engine, pool=pool, summary=summary)
+        runs.append(made.write())
+    return runs
+
+
+def test_a_sweep_is_curves_over_the_size_of_the_pool(sweep: list[Run], render: Render) -> None:
+    page = render(*sweep)
+    paged, contiguous = page.figures()["capacity-output_tokens_per_s"]["data"]
+    assert (paged["x"], paged["y"]) == ([1, 2, 4, 8], [200, 400, 800, 1600])
+    assert (contiguous["x"], contiguous["y"]) == ([1, 2, 4, 8], [100, 200, 400, 800])
+    assert page.by_id("verdict-word").text.endswith("4 sizes")
+    assert len([row for row in page.all("tr") if page.by_id("capacity-table") in row.parents]) == 1 + 8
+    assert "comparison" not in [section.attributes["id"] for section in page.all("section")]
+
+
+def test_of_too_many_engines_the_smallest_middle_and_largest_pool_are_drawn_and_all_figures_are_there(
+    sweep: list[Run], render: Render
+) -> None:
+    page = render(*sweep)
+    drawn = {page.by_id(f"{key}-title").text for key in page.figures() if key.startswith("partition-e")}
+    assert {text.split("(")[1] for text in drawn} == {"1-GiB)", "4-GiB)", "8-GiB)"}
+    assert "show 6 of 8 engines" in page.visible_text()
+    shown = {element.attributes["data-engine"] for element in page.elements if "data-metric" in element.attributes}
+    assert len(shown) == 8
+
+
+def test_later_runs_are_drawn_over_the_first_engine_by_engine(builder: Callable[..., Any], render: Render) -> None:
+    first = builder("first", num_requests=6).add_engine("paged").add_engine("contiguous:max").write()
+    made = builder("second", num_requests=6).add_engine("paged").add_engine("static")
+    speed = float(first.result.engines[0].summary["output_tokens_per_s"] or 0)
+    made.engines[0] = replace(
+        made.engines[0], summary=dict(made.engines[0].summary) | {"output_tokens_per_s": 1.25 * speed}
+    )
+    figures = {key: figure for key, figure in render(first, made.write()).figures().items() if "forest" in key}
+    assert list(figures) == ["forest-e0"]  # only paged ran in both
+    (ratios,) = figures["forest-e0"]["data"]
+    assert ratios["x"][0] == pytest.approx(1.25)
+    assert ratios["y"][0].startswith("output tokens/s")
+    assert all(ratio == pytest.approx(1) for ratio in ratios["x"][1:])
+
+
+def test_runs_of_other_workloads_are_not_set_against_each_other(builder: Callable[..., Any], render: Render) -> None:
+    first = builder("first", num_requests=3).add_engine("paged").write()
+    other = builder("other", num_requests=3).add_engine("paged").write(workload={"sha256": "cd" * 32})
+    assert not [key for key in render(first, other).figures() if "forest" in key]

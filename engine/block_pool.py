@@ -1,11 +1,14 @@
 """BlockPool: which blocks are free, held (and by how many), or kept only for the prefix cache."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from pbench.engine.child_index import ChildIndex
 from pbench.engine.content_index import ContentIndex
 from pbench.engine.eviction import EvictionPolicy, LeastRecentlyUsed
 from pbench.engine.records import NUM_SHARER_BINS, sharer_bin
+
+if TYPE_CHECKING:
+    from pbench.engine.child_index import ChildIndex
 
 
 class BlockPool:
@@ -19,7 +22,7 @@ class BlockPool:
     """
 
     def __init__(
-        self, num_blocks: int, eviction: EvictionPolicy | None = None, children: ChildIndex | None = None
+        self, num_blocks: int, eviction: EvictionPolicy | None = None, children: "ChildIndex | None" = None
     ) -> None:
         self.num_blocks = num_blocks
         self.num_refs = [0] * num_blocks

@@ -12,6 +12,7 @@ from pbench.engine.simulation import simulated_engine
 SPEED = Speed(bandwidth_bytes_per_s=1e12, flops_per_s=1e14, overhead_ns=1_000)
 
 
+@pytest.mark.parametrize("has_async_steps", [False, True])
 @pytest.mark.parametrize("beam_width", [1, 3])
 @pytest.mark.parametrize(
     ("memory", "preemption"),
@@ -23,7 +24,9 @@ SPEED = Speed(bandwidth_bytes_per_s=1e12, flops_per_s=1e14, overhead_ns=1_000)
         ("contiguous:oracle", "recompute"),
     ],
 )
-def test_all_that_was_held_is_paid_once(memory: str, preemption: str, beam_width: int) -> None:
+def test_all_that_was_held_is_paid_once(
+    memory: str, preemption: str, beam_width: int, has_async_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if beam_width > 1 and memory != "paged":
         pytest.skip("contiguous memory cannot search with beams")
     model = PRESETS["tiny"]
@@ -37,6 +40,7 @@ def test_all_that_was_held_is_paid_once(memory: str, preemption: str, beam_width
         preemption=preemption,
         host_kv_memory_bytes=1 << 20,
         dtype="bfloat16",
+        has_async_steps=has_async_steps,
     )
     engine, _ = simulated_engine(config, SPEED)
     for index in range(12):
@@ -44,12 +48,21 @@ def test_all_that_was_held_is_paid_once(memory: str, preemption: str, beam_width
             max_tokens=30 + 5 * (index % 5), n=1 + index % 3, beam_width=beam_width, temperature=float(beam_width == 1)
         )
         engine.add_request(Request(index, [7] * 40 + [index] * (index % 4 + 1), params))
+    memory_of_engine, tick = engine.memory, engine.memory.tick
     held = paid = 0.0
-    num_preempted = 0
+    num_preempted = last_ns = 0
+
+    def tick_and_integrate(now_ns: int) -> None:
+        """The pool changes at ticks only, so between two of them as much is held as before the later one."""
+        nonlocal held, last_ns
+        usage = memory_of_engine.usage(None)
+        held += (usage.token_state + usage.reserved + usage.internal) * (now_ns - last_ns)
+        last_ns = now_ns
+        tick(now_ns)
+
+    monkeypatch.setattr(memory_of_engine, "tick", tick_and_integrate)
     while engine.has_unfinished:
         record, _, finished = engine.step()
-        usage = record.usage
-        held += (usage.pool - usage.free - usage.external - usage.cached) * (record.end_ns - record.start_ns)
         paid += sum(request.kv_byte_seconds for request in finished)
         num_preempted += record.num_preempted
     assert paid == pytest.approx(held * engine.slot_bytes / 1e9, rel=1e-9)

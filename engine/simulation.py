@@ -1,6 +1,7 @@
 """The engine without a model: the same scheduler and memories, steps that take simulated time."""
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 from pbench.engine.beam_search import Candidate
@@ -14,6 +15,10 @@ _TOKEN_FACTOR = 2654435761
 _POSITION_FACTOR = 40503
 _SEED_FACTOR = 2246822519
 
+
+# How sure of the next token a simulated model is, from context to context: with 12 candidates the first has 32 to 98 %.
+BEAM_EXPONENTS = (1.0, 6.0)
+_NUM_EXPONENTS = 64
 
 HOST_BANDWIDTH_BYTES_PER_S = 50e9
 
@@ -106,10 +111,22 @@ class SimulatedRunner:
         return self._candidates(chosen, num_candidates)
 
     def _candidates(self, best: int, count: int) -> list[Candidate]:
-        """Candidates of a beam by Zipf's law from ``best`` on: some beams survive a step, others fork."""
+        """Candidates of a beam by a power law from ``best`` on: some beams survive a step, others fork.
+
+        A model is sure of some tokens and not of others, so the exponent depends on the context, by way of ``best``.
+        """
         count = min(count, self._vocab_size)
-        total = sum(1 / rank for rank in range(1, count + 1))
-        return [Candidate((best + rank) % self._vocab_size, -math.log((rank + 1) * total)) for rank in range(count)]
+        log_probs = _log_probs(best * _TOKEN_FACTOR >> 12 & _NUM_EXPONENTS - 1, count)
+        return [Candidate((best + rank) % self._vocab_size, log_prob) for rank, log_prob in enumerate(log_probs)]
+
+
+@cache
+def _log_probs(level: int, count: int) -> tuple[float, ...]:
+    """Of ``count`` candidates whose probabilities fall as rank ** -exponent; levels are spread over the exponents."""
+    low, high = BEAM_EXPONENTS
+    exponent = low + (high - low) * level / (_NUM_EXPONENTS - 1)
+    log_total = math.log(math.fsum(rank**-exponent for rank in range(1, count + 1)))
+    return tuple(-exponent * math.log(rank) - log_total for rank in range(1, count + 1))
 
 
 def simulated_engine(config: EngineConfig, speed: Speed) -> tuple[Engine, SimulatedClock]:

@@ -7,6 +7,7 @@ lengths drawn with the means of its datasets. No model runs: a step takes the ti
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import make_memory
@@ -21,6 +22,8 @@ from pbench.saturation import Saturation, saturate
 from pbench.workloads.catalogue import load_workload
 from pbench.workloads.tokens import prompt_token_ids
 from pbench.workloads.workload import Workload
+
+Decoding: TypeAlias = Literal["sampling", "beams"]
 
 ORCA_POW2, ORCA_ORACLE = "Orca (Pow2)", "Orca (Oracle)"
 
@@ -42,6 +45,8 @@ _MEAN_RUNNING = (7.00, 9.81, 13.62, 30.42)
 
 # Memory that sharing saves in parallel sampling, in % of the blocks needed without it: 2 to 6 samples (section 6.3).
 SAMPLING_SAVED_PCT = {"alpaca": (6.1, 9.8), "sharegpt": (16.2, 30.5)}
+# The same in beam search, widths 2 to 6 (section 6.3).
+BEAM_SAVED_PCT = {"alpaca": (37.6, 55.2), "sharegpt": (44.3, 66.3)}
 NUM_SAMPLES = (2, 4, 6)
 
 # What the bars of figure 2 are here, and how they differ from the paper's.
@@ -69,13 +74,13 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingSaving:
-    """What sharing the prompt among the samples of a request saves."""
+class SharingSaving:
+    """What sharing among the samples, or the beams, of a request saves."""
 
     dataset: str
-    num_samples: int
+    num_sequences: int
     measured: Saturation
-    published_range_pct: tuple[float, float]  # over 2 to 6 samples
+    published_range_pct: tuple[float, float]  # over 2 to 6 sequences
 
 
 def figure_2(num_requests: int, seed: int) -> Iterator[Bar]:
@@ -97,10 +102,12 @@ def figure_2(num_requests: int, seed: int) -> Iterator[Bar]:
         yield _bar(label, memory, config, workload, published, mean_running)
 
 
-def sampling_savings(
-    num_requests: int, seed: int, datasets: Sequence[str] = tuple(SAMPLING_SAVED_PCT)
-) -> Iterator[SamplingSaving]:
-    """Measure what parallel sampling saves on the lengths of each dataset.
+def sharing_savings(
+    decoding: Decoding, num_requests: int, seed: int, datasets: Sequence[str] = tuple(SAMPLING_SAVED_PCT)
+) -> Iterator[SharingSaving]:
+    """Measure what parallel sampling, or beam search, saves on the lengths of each dataset.
+
+    Which beams live on is decided as in ``pbench.engine.simulation``: no model says it.
 
     Raises:
         UsageError: ``num_requests`` are too few to fill the pool.
@@ -110,8 +117,9 @@ def sampling_savings(
         workload = lengths(dataset, num_requests, seed)
         for num_samples in NUM_SAMPLES:
             config = engine_config("paged")
-            measured = saturate(make_memory(config), config, _requests(workload, num_samples), _speed())
-            yield SamplingSaving(dataset, num_samples, measured, SAMPLING_SAVED_PCT[dataset])
+            measured = saturate(make_memory(config), config, _requests(workload, decoding, num_samples), _speed())
+            published = SAMPLING_SAVED_PCT if decoding == "sampling" else BEAM_SAVED_PCT
+            yield SharingSaving(dataset, num_samples, measured, published[dataset])
 
 
 def lengths(dataset: str, num_requests: int, seed: int) -> Workload:
@@ -143,15 +151,17 @@ def _bar(
     published: PaperBar,
     published_mean_running: float,
 ) -> Bar:
-    measured = saturate(memory, config, _requests(workload, 1), _speed())
+    measured = saturate(memory, config, _requests(workload, "sampling", 1), _speed())
     return Bar(label, measured, published.percent_by_kind, published_mean_running)
 
 
-def _requests(workload: Workload, num_samples: int) -> Iterator[Request]:
+def _requests(workload: Workload, decoding: Decoding, num_sequences: int) -> Iterator[Request]:
     vocab_size = load_model_config(MODEL).vocab_size
     for request in workload.requests:
         tokens = prompt_token_ids(request, vocab_size=vocab_size, seed=workload.seed)
-        sampling = SamplingParams(max_tokens=request.output_length, temperature=1.0, seed=workload.seed, n=num_samples)
+        sampling = SamplingParams(max_tokens=request.output_length, beam_width=num_sequences)
+        if decoding == "sampling":
+            sampling = SamplingParams(request.output_length, temperature=1.0, seed=workload.seed, n=num_sequences)
         yield Request(request.request_id, tokens, sampling)
 
 

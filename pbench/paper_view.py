@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from pbench.paper import BAR_NOTES, Bar, SamplingSaving
+from pbench.paper import BAR_NOTES, Bar, SharingSaving
 
 NOT_PUBLISHED = "-"
 
@@ -45,16 +45,16 @@ def figure_2_notes(bars: Sequence[Bar]) -> Iterator[str]:
         yield f"{bar.label}: {BAR_NOTES[bar.label]}" + (f" ({', '.join(costs)})" if costs else "")
 
 
-def sampling_table(savings: Sequence[SamplingSaving]) -> Table:
-    """A row for every dataset, a column for every number of samples."""
-    numbers = sorted({saving.num_samples for saving in savings})
-    table = Table(title="KV memory saved by sharing among samples, %", title_justify="left", show_edge=False)
+def sharing_table(savings: Sequence[SharingSaving], title: str) -> Table:
+    """A row for every dataset, a column for every number of sequences of a request."""
+    numbers = sorted({saving.num_sequences for saving in savings})
+    table = Table(title=title, title_justify="left", show_edge=False)
     table.add_column("lengths", no_wrap=True)
     for number in numbers:
         table.add_column(f"n = {number}", justify="right")
     table.add_column(f"paper, n = {numbers[0]} to {numbers[-1]}", justify="right")
     for dataset in dict.fromkeys(saving.dataset for saving in savings):
-        mine = {saving.num_samples: saving for saving in savings if saving.dataset == dataset}
+        mine = {saving.num_sequences: saving for saving in savings if saving.dataset == dataset}
         low, high = mine[numbers[0]].published_range_pct
         saved = (f"{mine[number].measured.saved_pct:.1f}" for number in numbers)
         table.add_row(dataset, *saved, f"{low:.1f} to {high:.1f}")

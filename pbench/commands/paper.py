@@ -9,6 +9,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pbench.paper import Decoding
     from pbench.workloads.workload import Workload
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -74,14 +75,30 @@ def sampling(num_requests: int, seed: int, out: Path | None) -> None:
     """How much KV memory parallel samples save by sharing their prompt, beside the paper's ranges."""
     from rich.console import Console
 
-    from pbench.paper import MEAN_LENGTHS, lengths, sampling_savings
-    from pbench.paper_view import sampling_table
+    _print_savings(Console(highlight=False), "sampling", num_requests, seed, out)
 
-    console = Console(highlight=False)
-    savings = list(_watched(console, sampling_savings(num_requests, seed), "settings"))
+
+@paper.command("beams")
+@_options(num_requests=500)
+def beams(num_requests: int, seed: int, out: Path | None) -> None:
+    """How much KV memory beams save by sharing what they have in common, beside the paper's ranges.
+
+    No model runs: candidates fall off by a power law whose exponent, between 1 and 6, depends on the context.
+    """
+    from rich.console import Console
+
+    _print_savings(Console(highlight=False), "beams", num_requests, seed, out)
+
+
+def _print_savings(console: "Console", decoding: "Decoding", num_requests: int, seed: int, out: Path | None) -> None:
+    from pbench.paper import MEAN_LENGTHS, lengths, sharing_savings
+    from pbench.paper_view import sharing_table
+
+    savings = list(_watched(console, sharing_savings(decoding, num_requests, seed), "settings"))
     datasets = {name: lengths(name, num_requests, seed) for name in MEAN_LENGTHS}
     _print_setting(console, datasets)
-    console.print(sampling_table(savings))
+    among = "samples" if decoding == "sampling" else "beams"
+    console.print(sharing_table(savings, f"KV memory saved by sharing among {among}, %"))
     _write(out, datasets, {"savings": savings})
 
 

@@ -21,10 +21,11 @@ from pbench.paper import (
     MEAN_LENGTHS,
     NUM_SLOTS,
     Bar,
+    Decoding,
     engine_config,
     figure_2,
     lengths,
-    sampling_savings,
+    sharing_savings,
 )
 from pbench.saturation import saturate
 
@@ -106,14 +107,19 @@ def test_orca_runs_every_request_to_its_end(rule: str) -> None:
     assert 0 < measured.token_state_pct < 100
 
 
-def test_what_samples_save_grows_with_their_number_and_comes_near_the_papers_range() -> None:
-    savings = list(sampling_savings(num_requests=120, seed=0, datasets=("sharegpt",)))
+@pytest.mark.parametrize(("decoding", "tolerance_pct"), [("sampling", 4), ("beams", 12)])
+def test_what_sharing_saves_grows_with_the_sequences_and_comes_near_the_papers_range(
+    decoding: Decoding, tolerance_pct: float
+) -> None:
+    """Which beams live on is up to a simulated model, so beams may come less near."""
+    savings = list(sharing_savings(decoding, num_requests=120, seed=0, datasets=("sharegpt",)))
     shares = [saving.measured.saved_pct for saving in savings]
-    assert [saving.num_samples for saving in savings] == [2, 4, 6]
+    assert [saving.num_sequences for saving in savings] == [2, 4, 6]
     assert shares == sorted(shares)
+    assert all(saving.measured.saved_pct < 100 * (1 - 1 / saving.num_sequences) for saving in savings)
     low, high = savings[0].published_range_pct
-    assert shares[0] == pytest.approx(low, abs=4)
-    assert shares[-1] == pytest.approx(high, abs=4)
+    assert shares[0] == pytest.approx(low, abs=tolerance_pct)
+    assert shares[-1] == pytest.approx(high, abs=tolerance_pct)
 
 
 def test_requests_too_few_to_fill_the_pool_are_refused() -> None:

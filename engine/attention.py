@@ -7,6 +7,7 @@ from torch import Tensor, empty
 from pbench.kernels.decode_attention import decode_attention, plan_for
 from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.prefill_attention import prefill_attention
+from pbench.kernels.shared_attention import SharedRuns
 from pbench.kernels.write_kv import write_kv
 
 
@@ -23,6 +24,7 @@ class Batch:
     query_start: Tensor | None  # int32 (num_sequences - num_decodes + 1,): token offsets of the second kind
     max_query_len: int  # of the second kind
     max_context: int
+    shared: SharedRuns | None = None  # of the decodes
 
 
 class BatchAttention:
@@ -41,7 +43,7 @@ class BatchAttention:
         write_kv(key, value, kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
-            self._decode_plan = self._decode_plan or plan_for(query, kv, batch.context_lens[:num_decodes])
+            self._decode_plan = self._decode_plan or plan_for(query, kv, batch.context_lens[:num_decodes], batch.shared)
             decode_attention(
                 query[:num_decodes],
                 kv,

@@ -8,39 +8,53 @@ from torch import Tensor
 
 
 class DecodeGraphs:
-    """Captures ``run(size)`` for batch sizes up to ``largest`` and replays it; all graphs share one memory pool.
+    """Captures decode steps of batch sizes up to ``largest`` and replays them; all graphs share one memory pool.
 
-    ``stage`` uploads inputs for a size, and ``run`` reads them from where they lie, which is the same for a size every
-    time: so whatever is staged last is what a replay computes with.
+    ``stage(size, is_shared)`` uploads inputs, and ``run(size, is_shared)`` reads them from where they lie, which is the
+    same every time: so whatever is staged last is what a replay computes with.
+
+    Args:
+        largest: sequences of a step, at most.
+        has_shared: whether to capture every size once more, with attention to shared runs (``is_shared``).
+        stage: as above.
+        run: as above; returns the logits.
     """
 
-    def __init__(self, largest: int, stage: Callable[[int], None], run: Callable[[int], Tensor]) -> None:
+    def __init__(
+        self,
+        largest: int,
+        has_shared: bool,
+        stage: Callable[[int, bool], None],
+        run: Callable[[int, bool], Tensor],
+    ) -> None:
         self.largest = largest
+        self.has_shared = has_shared
         self._sizes = _sizes(largest)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._outputs: dict[int, Tensor] = {}
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._outputs: dict[tuple[int, bool], Tensor] = {}
         stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         memory_pool = None
         with torch.cuda.stream(stream):
             for size in reversed(self._sizes):  # the largest first, so that the others fit into its memory
-                stage(size)
-                run(size)  # compiles what is not compiled yet, which a capture could not
-                stream.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=memory_pool, stream=stream):
-                    self._outputs[size] = run(size)
-                memory_pool = graph.pool()
-                self._graphs[size] = graph
+                for is_shared in (True, False) if has_shared else (False,):
+                    stage(size, is_shared)
+                    run(size, is_shared)  # compiles what is not compiled yet, which a capture could not
+                    stream.synchronize()
+                    graph = torch.cuda.CUDAGraph()
+                    with torch.cuda.graph(graph, pool=memory_pool, stream=stream):
+                        self._outputs[size, is_shared] = run(size, is_shared)
+                    memory_pool = graph.pool()
+                    self._graphs[size, is_shared] = graph
         torch.cuda.synchronize()
 
     def size_for(self, count: int) -> int:
         """The smallest captured size that holds ``count`` sequences."""
         return self._sizes[bisect_left(self._sizes, count)]
 
-    def replay(self, size: int) -> Tensor:
-        """Run the graph of ``size``; what it returns is overwritten by the next replay of any size."""
-        self._graphs[size].replay()
-        return self._outputs[size]
+    def replay(self, size: int, is_shared: bool) -> Tensor:
+        """Run a graph; the logits that it returns are overwritten by the next replay of any."""
+        self._graphs[size, is_shared].replay()
+        return self._outputs[size, is_shared]
 
 
 def _sizes(largest: int) -> list[int]:

@@ -14,6 +14,7 @@ from pbench.engine.decode_graphs import DecodeGraphs
 from pbench.engine.model import Model
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
 from pbench.engine.sampling import Choices, beam_candidates, choose_tokens
+from pbench.engine.shared_runs import RunFinder, RunTiles, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import Staging, to_device
 from pbench.kernels.copy_blocks import copy_blocks
@@ -59,8 +60,10 @@ class Runner:
         num_chosen = config.max_running
         self._numbers = torch.zeros(num_chosen + 4 * config.max_batch_tokens, dtype=torch.int64, device=self.device)
         self._chosen, self._wide = self._numbers[:num_chosen], self._numbers[num_chosen:]
-        self._narrow = torch.zeros((config.max_running + 1) * (self._width + 3), dtype=torch.int32, device=self.device)
+        num_narrow = (config.max_running + 1) * (self._width + 3) + num_packed(config.max_running)
+        self._narrow = torch.zeros(num_narrow, dtype=torch.int32, device=self.device)
         self._wide_staging, self._narrow_staging = Staging(self._wide), Staging(self._narrow)
+        self._run_finder = self._make_run_finder()
         self._graphs: DecodeGraphs | None = None
         self._graphs_bytes = 0
         self.weights_bytes = sum(parameter.nbytes for parameter in model.parameters())
@@ -79,8 +82,8 @@ class Runner:
         num_decodes = len(plan.sequences) if plan.num_decodes == len(plan.sequences) else 0
         if self._graphs is not None and 0 < num_decodes <= self._graphs.largest:
             size = self._graphs.size_for(num_decodes)
-            self._stage_decodes(plan.sequences, size, self._width)
-            logits = self._of_samples(self._graphs.replay(size)[:num_decodes], plan)
+            is_shared = self._stage_decodes(plan.sequences, size, self._width)
+            logits = self._of_samples(self._graphs.replay(size, is_shared)[:num_decodes], plan)
             if len(samples) == num_decodes and all(s.temperature == 0 and not s.num_candidates for s in samples):
                 return Choices(self._chosen[:num_decodes], {})
         else:
@@ -120,20 +123,25 @@ class Runner:
         """Capture a CUDA graph of a decode step for each of a small set of batch sizes."""
         if self.device.type != "cuda":
             return
+        if not self.config.has_cuda_graphs and self._run_finder is not None:
+            self._stage_nothing(1, self._width, True)
+            self._run_staged_decodes(1, True)  # compiles what requests that share nothing do not use
         if self.config.has_cuda_graphs:
             torch.cuda.synchronize()
             num_reserved = torch.cuda.memory_reserved(self.device)
             self._graphs = DecodeGraphs(
                 self.config.max_running,
-                stage=lambda size: self._stage_decodes([], size, self._width),
+                has_shared=self._run_finder is not None,
+                stage=lambda size, is_shared: self._stage_nothing(size, self._width, is_shared),
                 run=self._run_staged_decodes,
             )
             self._graphs_bytes = torch.cuda.memory_reserved(self.device) - num_reserved
         torch.cuda.synchronize()
 
-    def _run_staged_decodes(self, size: int) -> Tensor:
+    def _run_staged_decodes(self, size: int, is_shared: bool) -> Tensor:
         """Run the decode step of ``size`` rows that is staged, and choose greedily; returns the logits."""
-        logits = self.model.logits(self._forward(self._staged_decodes(size, self._width, self.config.max_length)))
+        batch = self._staged_decodes(size, self._width, self.config.max_length, is_shared)
+        logits = self.model.logits(self._forward(batch))
         torch.argmax(logits, dim=-1, out=self._chosen[:size])
         return logits
 
@@ -152,6 +160,7 @@ class Runner:
     # Tables
 
     def _update_tables(self, plan: StepPlan) -> None:
+        has_new_prefix = bool(plan.released)
         for seq_id in plan.released:
             row = self._row_by_seq_id.pop(seq_id, None)
             if row is not None:
@@ -162,6 +171,9 @@ class Runner:
             if seq.table_entries:
                 row = self._row_by_seq_id[seq.seq_id]
                 self._tables[row, seq.table_start : seq.table_start + len(seq.table_entries)] = seq.table_entries
+                has_new_prefix |= seq.table_start < seq.start // self.block_size
+        if has_new_prefix and self._run_finder is not None:
+            self._run_finder.forget()
 
     def _rows(self, sequences: list[PlannedSequence]) -> Indices:
         row_by_seq_id = self._row_by_seq_id
@@ -185,11 +197,17 @@ class Runner:
         """A batch of one token per sequence."""
         max_context = max(seq.start for seq in sequences) + 1
         width = self._num_entries(max_context)
-        self._stage_decodes(sequences, len(sequences), width)
-        return self._staged_decodes(len(sequences), width, max_context)
+        is_shared = self._stage_decodes(sequences, len(sequences), width)
+        return self._staged_decodes(len(sequences), width, max_context, is_shared)
 
-    def _stage_decodes(self, sequences: list[PlannedSequence], size: int, width: int) -> None:
-        """Upload a decode step, padded to ``size`` rows that read and write nothing."""
+    def _stage_nothing(self, size: int, width: int, is_shared: bool) -> None:
+        """Upload a decode step of ``size`` rows that read and write nothing, as one that a graph is captured with."""
+        self._stage_decodes([], size, width)
+        if is_shared:
+            self._narrow[size * (width + 1) :].zero_()
+
+    def _stage_decodes(self, sequences: list[PlannedSequence], size: int, width: int) -> bool:
+        """Upload a decode step, padded to ``size`` rows that read and write nothing; whether it has shared runs."""
         count = len(sequences)
         rows = self._rows(sequences)
         wide = self._wide_staging.host(4 * size).reshape(4, size)  # token_ids, positions, slots, sources
@@ -199,16 +217,22 @@ class Runner:
         wide[1, :count] = [seq.start for seq in sequences]
         wide[2, :count] = self._slots(rows, wide[1, :count])
         wide[3] = self._sources(wide[0])
-        narrow = self._narrow_staging.host(size * (width + 1))  # context_lens, table
+        runs = self._find_runs(rows, wide[1, :count])
+        table_end = size * (width + 1)
+        num_narrow = table_end + (num_packed(size) if runs is not None else 0)
+        narrow = self._narrow_staging.host(num_narrow)  # context_lens, table, shared runs
         narrow[:count] = wide[1, :count] + 1
         narrow[count:size] = 0
-        table = narrow[size:].reshape(size, width)
+        table = narrow[size:table_end].reshape(size, width)
         table[:count] = self._tables[rows, :width]
         table[count:] = 0
+        if runs is not None:
+            pack_runs(runs, narrow[table_end:], size)
         self._wide_staging.upload()
         self._narrow_staging.upload()
+        return runs is not None
 
-    def _staged_decodes(self, size: int, width: int, max_context: int) -> Batch:
+    def _staged_decodes(self, size: int, width: int, max_context: int, is_shared: bool) -> Batch:
         """What ``_stage_decodes`` uploads: for a ``size`` and ``width`` it always lies in the same places."""
         wide = self._wide[: 4 * size].view(4, size)
         return Batch(
@@ -221,6 +245,7 @@ class Runner:
             query_start=None,
             max_query_len=0,
             max_context=max_context,
+            shared=unpack_runs(self._narrow[size * (width + 1) :], size) if is_shared else None,
         )
 
     def _mixed_batch(self, plan: StepPlan) -> Batch:
@@ -242,10 +267,15 @@ class Runner:
         max_context = int(contexts.max())
         width = self._num_entries(max_context)
         table_start = count + num_prefills + 1
-        narrow = self._narrow_staging.host(table_start + count * width)
+        table_end = table_start + count * width
+        num_decodes = plan.num_decodes
+        runs = self._find_runs(rows[:num_decodes], starts[:num_decodes])
+        narrow = self._narrow_staging.host(table_end + (num_packed(num_decodes) if runs is not None else 0))
         narrow[:count] = contexts
-        narrow[count:table_start] = offsets[plan.num_decodes :] - plan.num_decodes
-        narrow[table_start:].reshape(count, width)[:] = self._tables[rows, :width]
+        narrow[count:table_start] = offsets[num_decodes:] - num_decodes
+        narrow[table_start:table_end].reshape(count, width)[:] = self._tables[rows, :width]
+        if runs is not None:
+            pack_runs(runs, narrow[table_end:], num_decodes)
         self._wide_staging.upload()
         self._narrow_staging.upload()
         on_device = self._wide[: 4 * num_tokens].view(4, num_tokens)
@@ -254,12 +284,27 @@ class Runner:
             positions=on_device[1],
             slots=on_device[2],
             context_lens=self._narrow[:count],
-            table=self._narrow[table_start : table_start + count * width].view(count, width),
-            num_decodes=plan.num_decodes,
+            table=self._narrow[table_start:table_end].view(count, width),
+            num_decodes=num_decodes,
             query_start=self._narrow[count:table_start],
             max_query_len=int(lengths.max()),
             max_context=max_context,
+            shared=unpack_runs(self._narrow[table_end:], num_decodes) if runs is not None else None,
         )
+
+    # Shared runs
+
+    def _make_run_finder(self) -> RunFinder | None:
+        """Looks for shared runs; None where no kernel attends to them together, or nothing is ever shared."""
+        if self.device.type != "cuda" or self.is_contiguous or not self.config.is_prefix_cached:
+            return None
+        limits = run_limits(self.pool[0], self.config.model.num_heads)
+        return RunFinder(self.block_size, limits) if limits is not None else None
+
+    def _find_runs(self, rows: Indices, starts: Indices) -> RunTiles | None:
+        if self._run_finder is None or len(rows) < 2:
+            return None
+        return self._run_finder.find(self._tables, rows, starts)
 
     def _sources(self, token_ids: Indices) -> Indices:
         """Where among ``_numbers`` the tokens stand; see ``placeholder``."""

@@ -9,8 +9,10 @@ A fixed number of programs share the work evenly (decode_plan.py), so a program 
 sum of exponentials, l_s ("flash-decoding", Dao, Haziza, Massa, Sizov, 2023,
 https://crfm.stanford.edu/2023/10/12/flashdecoding.html). The program that finishes a row's last piece merges them all:
 out = sum_s 2^(l_s - l) out_s with l = log2 sum_s 2^l_s, always in the order of the tokens, so that who comes last
-changes nothing. Within a piece the softmax is computed online, tile by tile (Milakov and Gimelshein, 2018,
-https://arxiv.org/abs/1805.02867). All query heads of a KV head share one tile, so that K and V are read once.
+changes nothing. All query heads of a KV head share one tile, so that K and V are read once.
+
+Where the plan has runs of KV that several sequences share (shared_attention.py), those are attended to first, and a
+sequence's own tokens begin behind them; whoever completes a row merges what the runs gave for it.
 """
 
 import math
@@ -19,7 +21,7 @@ import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, DecodeTiling, plan_decode, row_tiles
-from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids, load_tile
+from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.launch import (
     DeviceLimits,
     check_contiguous,
@@ -29,71 +31,14 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
+from pbench.kernels.online_softmax import attend_tile
+from pbench.kernels.shared_attention import SharedRuns, SharedTiling, merge_shared, shared_attention_triton
+from pbench.kernels.shared_attention import choose_tiling as choose_shared_tiling
 
 # Numbers that the merge of a row's pieces loads at once.
 MERGE_NUMEL = 4096
 # Shared memory of a program beside its tiles, for reductions and for the weights on their way to the second product.
 SCRATCH_BYTES = 8 * 1024
-
-
-@jit()
-def _attend_tile(
-    query: tl.tensor,  # (DOT_ROWS, TILE_DIMS)
-    top: tl.tensor,  # (DOT_ROWS,) float32: largest score so far, times scale_log2
-    total: tl.tensor,  # (DOT_ROWS,) float32: sum of exponentials so far, over 2^top
-    acc: tl.tensor,  # (DOT_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
-    key_ptr: tl.pointer_type,
-    value_offset: tl.tensor,
-    block_ids: tl.tensor,
-    start: tl.tensor,
-    end: tl.tensor,
-    scale_log2: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_CONTIGUOUS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_DIMS: tl.constexpr,
-    IS_MASKED: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """One step of the online softmax."""
-    key = load_tile(
-        key_ptr,
-        block_ids,
-        start,
-        end,
-        HEAD_DIM,
-        NUM_KV_HEADS,
-        BLOCK_SIZE,
-        IS_CONTIGUOUS,
-        TILE_TOKENS,
-        TILE_DIMS,
-        IS_MASKED,
-    )
-    value_ptr = key_ptr + value_offset
-    value = load_tile(
-        value_ptr,
-        block_ids,
-        start,
-        end,
-        HEAD_DIM,
-        NUM_KV_HEADS,
-        BLOCK_SIZE,
-        IS_CONTIGUOUS,
-        TILE_TOKENS,
-        TILE_DIMS,
-        IS_MASKED,
-    )
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
-    if IS_MASKED:
-        scores = tl.where((start + tl.arange(0, TILE_TOKENS) < end)[None, :], scores, float("-inf"))
-    # A tile has at least one token, so new_top is finite and no difference of infinities arises.
-    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
-    decay = tl.exp2(top - new_top)
-    total = total * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
-    return new_top, total, acc
 
 
 @jit()
@@ -106,8 +51,8 @@ def _merge_pieces(
     TILE_ROWS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     TILE_PIECES: tl.constexpr,
-) -> tl.tensor:
-    """The row's attention ``(TILE_ROWS, TILE_DIMS)`` from its pieces."""
+) -> tuple[tl.tensor, tl.tensor]:
+    """The row's attention ``(TILE_ROWS, TILE_DIMS)`` from its pieces, and the log2 of its sum of exponentials."""
     rows = tl.arange(0, TILE_ROWS)
     dims = tl.arange(0, TILE_DIMS)
     top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
@@ -132,12 +77,12 @@ def _merge_pieces(
         total = total * decay + tl.sum(weights, 0)
         acc = acc * decay[:, None] + tl.sum(weights[:, :, None] * partial, 0)
         top = new_top
-    return acc / total[:, None]
+    return acc / total[:, None], top + tl.log2(total)
 
 
 @jit(
     do_not_specialize=("table_stride", "num_slots", "num_sequences"),
-    do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr"),
+    do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr", "own_start_ptr", "num_levels_ptr"),
 )
 def _decode_attention_kernel(
     query_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, HEAD_DIM)
@@ -149,6 +94,10 @@ def _decode_attention_kernel(
     num_arrived_ptr: tl.pointer_type,  # (num_sequences * NUM_ROWS,)
     partial_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS, HEAD_DIM) float32: out_s
     log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS) float32: l_s
+    own_start_ptr: tl.pointer_type,  # (num_sequences,): with HAS_SHARED only, as the three below; shared_attention.py
+    num_levels_ptr: tl.pointer_type,  # (num_sequences,)
+    shared_partial_ptr: tl.pointer_type,  # (MAX_LEVELS, num_sequences, NUM_HEADS, HEAD_DIM) float32
+    shared_log_sum_ptr: tl.pointer_type,  # (MAX_LEVELS, num_sequences, NUM_HEADS) float32
     num_sequences: tl.tensor,
     query_stride_token: tl.tensor,
     query_stride_head: tl.tensor,
@@ -160,6 +109,7 @@ def _decode_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,  # paged addressing only
     IS_CONTIGUOUS: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
     NUM_ROWS: tl.constexpr,  # of a sequence: KV heads x tiles of their query heads
     ROW_UNITS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -183,7 +133,8 @@ def _decode_attention_kernel(
     while (unit < chunk_end) & (sequence < num_sequences):
         # The row that holds this unit, and the row's tiles that are this program's.
         context_len = tl.load(context_lens_ptr + sequence)
-        num_tiles = (context_len + TILE_TOKENS - 1) // TILE_TOKENS
+        own_start = tl.load(own_start_ptr + sequence) if HAS_SHARED else 0
+        num_tiles = (context_len - own_start + TILE_TOKENS - 1) // TILE_TOKENS
         sequence_start = tl.load(schedule_ptr + 1 + sequence) * NUM_ROWS
         row = (unit - sequence_start) // (num_tiles + ROW_UNITS)
         first_unit = sequence_start + row * (num_tiles + ROW_UNITS) + ROW_UNITS  # of the row's tiles
@@ -204,15 +155,15 @@ def _decode_attention_kernel(
             top = tl.full([DOT_ROWS], float("-inf"), tl.float32)
             total = tl.zeros([DOT_ROWS], tl.float32)
             acc = tl.zeros([DOT_ROWS, TILE_DIMS], tl.float32)
-            first_token = first_tile * TILE_TOKENS
+            first_token = own_start + first_tile * TILE_TOKENS
             next_ids = load_block_ids(row_ptr, first_token, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
             for tile in range(first_tile, end_tile):
-                start = tile * TILE_TOKENS
+                start = own_start + tile * TILE_TOKENS
                 block_ids = next_ids
                 if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
                     next_start = start + TILE_TOKENS
                     next_ids = load_block_ids(row_ptr, next_start, context_len, BLOCK_SIZE, False, TILE_TOKENS)
-                top, total, acc = _attend_tile(
+                top, total, acc = attend_tile(
                     query,
                     top,
                     total,
@@ -232,7 +183,22 @@ def _decode_attention_kernel(
                     True,
                 )
             acc = acc / total[:, None]
+            log_sum = top + tl.log2(total)
             if end_tile - first_tile == num_tiles:
+                if HAS_SHARED:
+                    acc = merge_shared(
+                        acc,
+                        log_sum,
+                        shared_partial_ptr,
+                        shared_log_sum_ptr,
+                        tl.load(num_levels_ptr + sequence),
+                        num_sequences * NUM_HEADS,
+                        out_rows,
+                        mask,
+                        is_row,
+                        HEAD_DIM,
+                        TILE_DIMS,
+                    )
                 out = acc.to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
             else:
@@ -242,14 +208,13 @@ def _decode_attention_kernel(
                 piece_rows = slot * TILE_ROWS + tl.arange(0, DOT_ROWS)
                 is_stored = (tl.arange(0, DOT_ROWS) < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
                 tl.store(partial_ptr + piece_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=is_stored)
-                log_sum = top + tl.log2(total)
                 tl.store(log_sum_ptr + piece_rows, log_sum, mask=tl.arange(0, DOT_ROWS) < TILE_ROWS)
                 counter_ptr = num_arrived_ptr + sequence * NUM_ROWS + row
                 tl.debug_barrier()  # all threads have stored their parts before one of them says so
                 num_before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
                 if num_before == last_program - first_program:
                     tl.store(counter_ptr, 0)  # for the next launch
-                    merged = _merge_pieces(
+                    merged, merged_log_sum = _merge_pieces(
                         partial_ptr,
                         log_sum_ptr,
                         first_program,
@@ -261,10 +226,26 @@ def _decode_attention_kernel(
                     )
                     merged_rows = (row % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, TILE_ROWS)
                     merged_heads = sequence.to(tl.int64) * NUM_HEADS + row // NUM_ROW_TILES * GROUP + merged_rows
+                    is_merged = merged_rows < GROUP
+                    merged_mask = is_merged[:, None] & (dims < HEAD_DIM)[None, :]
+                    if HAS_SHARED:
+                        merged = merge_shared(
+                            merged,
+                            merged_log_sum,
+                            shared_partial_ptr,
+                            shared_log_sum_ptr,
+                            tl.load(num_levels_ptr + sequence),
+                            num_sequences * NUM_HEADS,
+                            merged_heads,
+                            merged_mask,
+                            is_merged,
+                            HEAD_DIM,
+                            TILE_DIMS,
+                        )
                     tl.store(
                         out_ptr + merged_heads[:, None] * HEAD_DIM + dims[None, :],
                         merged.to(out_ptr.dtype.element_ty),
-                        mask=(merged_rows < GROUP)[:, None] & (dims < HEAD_DIM)[None, :],
+                        mask=merged_mask,
                     )
         elif num_tiles == 0:
             zeros = tl.zeros([DOT_ROWS, TILE_DIMS], out_ptr.dtype.element_ty)
@@ -298,7 +279,7 @@ def decode_attention(
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
         plan: what ``plan_for`` made of the same context_lens and shapes, for all layers of a step; made anew
-            otherwise.
+            otherwise. With shared runs in it, each of them is read once for all its members.
 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
@@ -320,14 +301,19 @@ def decode_attention(
     )
 
 
-def plan_for(query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor) -> DecodePlan | None:
-    """The plan of all calls with these shapes and lengths; None where no kernel runs."""
-    return _plan(query, kv, context_lens) if runs_on_triton(query) else None
+def plan_for(
+    query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, shared: SharedRuns | None = None
+) -> DecodePlan | None:
+    """The plan of all calls with these shapes, lengths and shared runs (paged only); None where no kernel runs."""
+    return _plan(query, kv, context_lens, shared) if runs_on_triton(query) else None
 
 
-def _plan(query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor) -> DecodePlan:
+def _plan(
+    query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, shared: SharedRuns | None = None
+) -> DecodePlan:
     return plan_decode(
         context_lens,
+        shared,
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
@@ -345,8 +331,9 @@ def decode_attention_triton(
     scale: float,
     is_contiguous: bool,
     plan: DecodePlan,
+    shared_tiling: SharedTiling | None = None,
 ) -> torch.Tensor:
-    """Launch the kernel on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
+    """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, next_power_of_2(head_dim)
@@ -357,6 +344,18 @@ def decode_attention_triton(
         )
     if num_sequences == 0:
         return out
+    runs = plan.shared
+    if runs is not None:
+        shared_attention_triton(
+            query,
+            kv,
+            table,
+            runs,
+            plan.shared_partial,
+            plan.shared_log_sum,
+            scale=scale,
+            tiling=shared_tiling or choose_shared_tiling(device_limits(kv), head_dim, kv.element_size()),
+        )
     _decode_attention_kernel[(plan.num_programs,)](
         query,
         kv,
@@ -367,6 +366,10 @@ def decode_attention_triton(
         plan.num_arrived,
         plan.partial,
         plan.log_sum,
+        context_lens if runs is None else runs.own_start,
+        context_lens if runs is None else runs.num_levels,
+        plan.shared_partial,
+        plan.shared_log_sum,
         num_sequences,
         query.stride(0),
         query.stride(1),
@@ -378,6 +381,7 @@ def decode_attention_triton(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=1 if is_contiguous else num_slots,
         IS_CONTIGUOUS=is_contiguous,
+        HAS_SHARED=runs is not None,
         NUM_ROWS=num_rows,
         ROW_UNITS=ROW_UNITS,
         TILE_ROWS=plan.tile_rows,

@@ -17,6 +17,7 @@ import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import ceil_div, device_limits, next_power_of_2
+from pbench.kernels.shared_attention import MAX_LEVELS, SharedRuns
 
 # What starting and ending a row costs, in tiles. At least 1, so that a row without tiles belongs to some chunk too:
 # its program writes zeros.
@@ -53,15 +54,23 @@ class DecodePlan:
     num_arrived: torch.Tensor  # int32 (num_sequences * num_rows,): pieces finished; zero between launches
     partial: torch.Tensor  # float32 (num_programs, 2, tile_rows, head_dim): see decode_attention.py
     log_sum: torch.Tensor  # float32 (num_programs, 2, tile_rows)
+    shared: SharedRuns | None  # that the chunks leave out
+    shared_partial: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads, head_dim), or empty without runs
+    shared_log_sum: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads), or empty
 
 
-@jit(do_not_specialize=("num_sequences", "num_programs"), do_not_specialize_on_alignment=("context_lens_ptr",))
+@jit(
+    do_not_specialize=("num_sequences", "num_programs"),
+    do_not_specialize_on_alignment=("context_lens_ptr", "own_start_ptr"),
+)
 def _decode_plan_kernel(
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
+    own_start_ptr: tl.pointer_type,  # (num_sequences,), with HAS_SHARED only
     schedule_ptr: tl.pointer_type,  # (1 + num_sequences + num_programs,)
     num_arrived_ptr: tl.pointer_type,  # (num_sequences * NUM_ROWS,)
     num_sequences: tl.tensor,
     num_programs: tl.tensor,
+    HAS_SHARED: tl.constexpr,
     NUM_ROWS: tl.constexpr,
     ROW_UNITS: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
@@ -72,13 +81,17 @@ def _decode_plan_kernel(
     program = tl.program_id(0)
     total = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
-        units = _row_units(context_lens_ptr, first, num_sequences, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES)
+        units = _row_units(
+            context_lens_ptr, own_start_ptr, first, num_sequences, HAS_SHARED, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES
+        )
         total += tl.sum(units, 0) * NUM_ROWS
     chunk = tl.maximum((total + num_programs - 1) // num_programs, MIN_CHUNK)
     start = 0
     num_before = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
-        units = _row_units(context_lens_ptr, first, num_sequences, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES)
+        units = _row_units(
+            context_lens_ptr, own_start_ptr, first, num_sequences, HAS_SHARED, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES
+        )
         ends = start + tl.cumsum(units, 0)
         sequences = first + tl.arange(0, TILE_SEQUENCES)
         is_sequence = sequences < num_sequences
@@ -97,8 +110,10 @@ def _decode_plan_kernel(
 @jit()
 def _row_units(
     context_lens_ptr: tl.pointer_type,
+    own_start_ptr: tl.pointer_type,
     first: tl.tensor,
     num_sequences: tl.tensor,
+    HAS_SHARED: tl.constexpr,
     ROW_UNITS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_SEQUENCES: tl.constexpr,
@@ -106,17 +121,26 @@ def _row_units(
     """Units of a row of each of the sequences from ``first`` on: int32 ``(TILE_SEQUENCES,)``."""
     sequences = first + tl.arange(0, TILE_SEQUENCES)
     is_sequence = sequences < num_sequences
-    context_lens = tl.load(context_lens_ptr + sequences, mask=is_sequence, other=0)
-    return tl.where(is_sequence, (context_lens + TILE_TOKENS - 1) // TILE_TOKENS + ROW_UNITS, 0)
+    num_tokens = tl.load(context_lens_ptr + sequences, mask=is_sequence, other=0)
+    if HAS_SHARED:
+        num_tokens -= tl.load(own_start_ptr + sequences, mask=is_sequence, other=0)
+    return tl.where(is_sequence, (num_tokens + TILE_TOKENS - 1) // TILE_TOKENS + ROW_UNITS, 0)
 
 
 def plan_decode(
-    context_lens: torch.Tensor, *, num_heads: int, num_kv_heads: int, head_dim: int, tiling: DecodeTiling
+    context_lens: torch.Tensor,
+    shared: SharedRuns | None = None,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    tiling: DecodeTiling,
 ) -> DecodePlan:
     """Share out the work for these lengths: one launch, safe to capture in a CUDA graph.
 
     Args:
         context_lens: int32 ``(num_sequences,)`` on the device; read by the launch, not afterwards.
+        shared: runs that several sequences share and that are attended to apart; paged addressing only.
         num_heads: query heads.
         num_kv_heads: divides num_heads.
         head_dim: of every head.
@@ -126,6 +150,7 @@ def plan_decode(
     tile_rows, num_row_tiles = row_tiles(num_heads // num_kv_heads)
     num_rows = num_kv_heads * num_row_tiles
     num_programs = tiling.programs_per_sm * device_limits(context_lens).num_sms
+    num_levels = MAX_LEVELS if shared is not None else 0
     plan = DecodePlan(
         tiling,
         num_sequences,
@@ -136,14 +161,19 @@ def plan_decode(
         torch.empty(num_sequences * num_rows, dtype=torch.int32, device=device),
         torch.empty((num_programs, 2, tile_rows, head_dim), dtype=torch.float32, device=device),
         torch.empty((num_programs, 2, tile_rows), dtype=torch.float32, device=device),
+        shared,
+        torch.empty((num_levels, num_sequences, num_heads, head_dim), dtype=torch.float32, device=device),
+        torch.empty((num_levels, num_sequences, num_heads), dtype=torch.float32, device=device),
     )
     if num_sequences:
         _decode_plan_kernel[(num_programs,)](
             context_lens,
+            context_lens if shared is None else shared.own_start,
             plan.schedule,
             plan.num_arrived,
             num_sequences,
             num_programs,
+            HAS_SHARED=shared is not None,
             NUM_ROWS=num_rows,
             ROW_UNITS=ROW_UNITS,
             MIN_CHUNK=tiling.min_chunk,

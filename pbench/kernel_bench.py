@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pbench.ceilings import Ceilings
-from pbench.kernel_cases import OURS, Case, attention_case, attention_error, copy_case, row_cases
+from pbench.kernel_cases import OURS, OURS_FLAT, Case, attention_case, attention_error, copy_case, row_cases
 from pbench.kernel_inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_peers import Peer, peers
 from pbench.kernel_shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
@@ -149,15 +149,17 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
     inputs = attention_inputs(shape, plan.size.heads, plan.block_size, buffers)
     ours = _measure(_ours(inputs, plan), plan)
     yield ours
+    if shape.num_shared_tokens and plan.device.type == "cuda":
+        yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
     if plan.has_peers:
         for peer in peers(inputs):
             yield _measure(_theirs(peer, inputs, ours), plan, ours, peer.name)
 
 
-def _ours(inputs: AttentionInputs, plan: KernelPlan) -> Callable[[], Case]:
+def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Callable[[], Case]:
     heads, shape = plan.size.heads, inputs.shape
     num_bytes, flops = shape.num_bytes(heads, plan.dtype.itemsize), shape.flops(heads)
-    return lambda: attention_case(inputs, num_bytes, flops)
+    return lambda: attention_case(inputs, num_bytes, flops, implementation)
 
 
 def _theirs(peer: Peer, inputs: AttentionInputs, ours: Measurement) -> Callable[[], Case]:

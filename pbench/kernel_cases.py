@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pbench.engine.shared_runs import find_runs, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.kernel_inputs import AttentionInputs, Buffers
 from pbench.kernel_shapes import BenchSize
 from pbench.kernels.copy_blocks import copy_blocks
@@ -15,10 +17,12 @@ from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary import rotary_embedding
+from pbench.kernels.shared_attention import SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul
 from pbench.kernels.write_kv import write_kv
 
 OURS = "pbench"
+OURS_FLAT = "pbench, flat"  # reads a shared run again for every sequence
 EPS = 1e-6
 CHECKED_QUERIES = 64  # of a prefill, the last ones
 
@@ -36,17 +40,18 @@ class Case:
     error: Callable[[], float] | None = None  # of the first call's result, relative to float64
 
 
-def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int) -> Case:
+def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implementation: str = OURS) -> Case:
     """Decode or prefill attention of this project on these inputs."""
     if inputs.shape.is_prefill:
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
-        run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens))
+        shared = None if implementation == OURS_FLAT else _shared_runs(inputs)
+        run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared))
     calls = tuple(partial(run, inputs, index) for index in range(len(inputs.tables)))
     return Case(
         inputs.shape.kernel,
         inputs.shape.name,
-        OURS,
+        implementation,
         calls,
         num_bytes,
         flops,
@@ -153,6 +158,20 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
     yield partial(case, "silu and mul", 3 * wide, silu)
     yield partial(case, "rotary", 2 * num_rows * heads.head_dim, rotary)
     yield partial(case, "write kv", 2 * heads.kv_numel, write)
+
+
+def _shared_runs(inputs: AttentionInputs) -> SharedRuns | None:
+    """As an engine finds them, if its cost model says that they pay; the same for all calls."""
+    limits = run_limits(inputs.kv, inputs.queries[0].shape[1])
+    if inputs.is_contiguous or limits is None:
+        return None
+    num_full_blocks = (inputs.context_lens.cpu().numpy() - 1) // inputs.kv.shape[3]
+    runs = find_runs(inputs.tables[0].cpu().numpy(), num_full_blocks, inputs.kv.shape[3], limits)
+    if runs is None:
+        return None
+    numbers = np.zeros(num_packed(len(num_full_blocks)), np.int32)
+    pack_runs(runs, numbers, len(num_full_blocks))
+    return unpack_runs(torch.from_numpy(numbers).to(inputs.kv.device), len(num_full_blocks))
 
 
 def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Tensor:

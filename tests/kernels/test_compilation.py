@@ -21,10 +21,17 @@ INTEGER_POINTERS = {
     "slots_ptr": "*i64",
     "pairs_ptr": "*i64",
     "positions_ptr": "*i64",
+    "own_start_ptr": "*i32",
+    "num_levels_ptr": "*i32",
+    "members_ptr": "*i32",
+    "num_tiles_ptr": "*i32",
+    "tiles_ptr": "*i32",
     "schedule_ptr": "*i32",
     "num_arrived_ptr": "*i32",
 }
-FLOAT32_POINTERS = {"partial_ptr": "*fp32", "log_sum_ptr": "*fp32", "cos_sin_ptr": "*fp32"}
+FLOAT32_POINTERS = dict.fromkeys(
+    ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr"), "*fp32"
+)
 FLOATS = ("scale_log2", "eps")
 
 
@@ -72,6 +79,7 @@ def compile_all():
         prefill_attention,
         rms_norm,
         rotary,
+        shared_attention,
         silu_and_mul,
         write_kv,
     )
@@ -83,12 +91,24 @@ def compile_all():
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
         rows = {"NUM_ROWS": 8, "ROW_UNITS": 1, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8}
-        compile_kernel(decode_attention._decode_attention_kernel, constants | rows, dtype, maxnreg=168)
+        for has_shared in {False, not is_contiguous}:
+            decode = constants | rows | {"HAS_SHARED": has_shared}
+            compile_kernel(decode_attention._decode_attention_kernel, decode, dtype, maxnreg=168)
         prefill = constants | {"TILE_ROWS": 32}
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype)
     print("decode_attention")
     print("prefill_attention")
-    plan = {"NUM_ROWS": 8, "ROW_UNITS": 1, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
+    compile_kernel(shared_attention._shared_attention_kernel, shared | {"TILE_ROWS": 128}, num_warps=8, num_stages=3)
+    print("shared_attention")
+    plan = {
+        "HAS_SHARED": True,
+        "NUM_ROWS": 8,
+        "ROW_UNITS": 1,
+        "MIN_CHUNK": 4,
+        "TILE_TOKENS": 64,
+        "TILE_SEQUENCES": 1024,
+    }
     compile_kernel(decode_plan._decode_plan_kernel, plan)
     print("decode_plan")
     for has_residual in (False, True):

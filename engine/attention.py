@@ -21,9 +21,7 @@ class Batch:
     context_lens: Tensor  # int32 (num_sequences,): tokens that each sequence attends to, those of this step included
     table: Tensor  # int32 (num_sequences, width)
     num_decodes: int  # sequences, and tokens, of the first kind
-    query_start: Tensor | None  # int32 (num_sequences - num_decodes + 1,): token offsets of the second kind
-    max_query_len: int  # of the second kind
-    max_context: int
+    query_start: Tensor | None  # int32 (num_sequences - num_decodes + 1,): first tokens of the second kind, and the end
     shared: SharedRuns | None = None  # of the decodes
 
 
@@ -55,15 +53,14 @@ class BatchAttention:
                 plan=self._decode_plan,
             )
         if batch.query_start is not None:
-            prefill_attention(
-                query[num_decodes:],
+            prefill_attention(  # after the decodes: where their number is padded, these are what is written last
+                query,
                 kv,
                 batch.table[num_decodes:],
                 batch.query_start,
                 batch.context_lens[num_decodes:],
-                max_query_len=batch.max_query_len,
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
-                out=out[num_decodes:],
+                out=out,
             )
         return out

@@ -106,8 +106,11 @@ def num_packed(num_sequences: int) -> int:
     return 3 * num_sequences + 1 + MAX_TILES * TILE_FIELDS
 
 
-def pack_runs(runs: RunTiles, numbers: Numbers, size: int) -> None:
-    """Write the runs of a batch, padded to ``size`` sequences, to int32 ``(num_packed(size),)``."""
+def pack_runs(runs: RunTiles | None, numbers: Numbers, size: int) -> None:
+    """Write the runs of a batch, or none, padded to ``size`` sequences, to int32 ``(num_packed(size),)``."""
+    if runs is None:
+        numbers[: 3 * size + 1] = 0
+        return
     count = len(runs.members)
     columns = numbers[: 3 * size].reshape(3, size)
     columns[:, count:] = 0

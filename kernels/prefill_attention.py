@@ -2,15 +2,16 @@
 
 The queries of sequence i are rows query_start[i] .. query_start[i + 1] of ``query``, and they are the LAST of
 the sequence's context_lens[i] tokens: what comes before them is a cached prefix, or an earlier chunk of the
-prompt. For the query at position p of its sequence and query head h, whose KV head is g = h // (num_heads /
-num_kv_heads)::
+prompt. Other rows of ``query`` belong to nobody here. For the query at position p of its sequence and query
+head h, whose KV head is g = h // (num_heads / num_kv_heads)::
 
     out[h] = sum_t softmax_t(scale * query[h] . K[g, t]) V[g, t],    t <= p
 
 Computed tile by tile with an online softmax (FlashAttention-2, Dao, 2023, https://arxiv.org/abs/2307.08691).
 A tile of rows holds (query, head of the group) pairs, heads fastest, so that all heads of a group share the K
 and V that they read. Tiles of K and V that every row sees whole are not masked; only those on the diagonal
-are.
+are. The grid depends on shapes alone, and a program finds on the device whose tile is its own, so one CUDA graph
+serves any lengths.
 """
 
 import math
@@ -31,6 +32,8 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
+
+TILE_SEQUENCES = 64
 
 
 class PrefillTiling(NamedTuple):
@@ -104,8 +107,35 @@ def _attend_tile(
     return new_top, total, acc
 
 
+@jit()
+def _find_row_tile(
+    query_start_ptr: tl.pointer_type,  # (num_sequences + 1,)
+    num_sequences: tl.tensor,
+    tile: tl.tensor,  # among the row tiles of all sequences
+    GROUP: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_SEQUENCES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The sequence that a row tile is of (num_sequences: of none), and its place among the sequence's own."""
+    sequence = 0
+    first_tile = 0
+    num_before = 0
+    for first in range(0, num_sequences, TILE_SEQUENCES):
+        sequences = first + tl.arange(0, TILE_SEQUENCES)
+        is_sequence = sequences < num_sequences
+        starts = tl.load(query_start_ptr + sequences, mask=is_sequence, other=0)
+        ends = tl.load(query_start_ptr + sequences + 1, mask=is_sequence, other=0)
+        num_tiles = ((ends - starts) * GROUP + TILE_ROWS - 1) // TILE_ROWS
+        end_tiles = num_before + tl.cumsum(num_tiles, 0)
+        is_before = is_sequence & (end_tiles <= tile)
+        sequence += tl.sum(is_before.to(tl.int32), 0)
+        first_tile = tl.maximum(first_tile, tl.max(tl.where(is_before, end_tiles, 0), 0))
+        num_before += tl.sum(num_tiles, 0)
+    return sequence, tile - first_tile
+
+
 @jit(
-    do_not_specialize=("table_stride", "num_slots"),
+    do_not_specialize=("table_stride", "num_slots", "num_sequences"),
     do_not_specialize_on_alignment=("table_ptr", "query_start_ptr", "context_lens_ptr"),
 )
 def _prefill_attention_kernel(
@@ -115,6 +145,7 @@ def _prefill_attention_kernel(
     query_start_ptr: tl.pointer_type,  # (num_sequences + 1,)
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
     out_ptr: tl.pointer_type,  # (num_tokens, NUM_HEADS, HEAD_DIM)
+    num_sequences: tl.tensor,
     query_stride_token: tl.tensor,
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
@@ -128,17 +159,20 @@ def _prefill_attention_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
+    TILE_SEQUENCES: tl.constexpr,
 ) -> None:
-    """Grid: (KV heads, num_sequences, row tiles of the longest query)."""
+    """Grid: (KV heads, at least as many as there are row tiles of all sequences)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     kv_head = tl.program_id(0)
-    sequence = tl.program_id(1).to(tl.int64)
+    # The last rows see the most tokens: started first in all heads, they do not end up running alone.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
+    sequence, row_tile = _find_row_tile(query_start_ptr, num_sequences, tile, GROUP, TILE_ROWS, TILE_SEQUENCES)
+    if sequence >= num_sequences:
+        return
+    sequence = sequence.to(tl.int64)
     first_query = tl.load(query_start_ptr + sequence)
     query_len = tl.load(query_start_ptr + sequence + 1) - first_query
-    # The last rows see the most tokens: started first in all heads, they do not end up running alone.
-    first_row = (tl.num_programs(2) - 1 - tl.program_id(2)) * TILE_ROWS
-    if first_row >= query_len * GROUP:
-        return
+    first_row = row_tile * TILE_ROWS
     prefix_len = tl.load(context_lens_ptr + sequence) - query_len
 
     rows = first_row + tl.arange(0, TILE_ROWS)
@@ -221,7 +255,6 @@ def prefill_attention(
     query_start: torch.Tensor,
     context_lens: torch.Tensor,
     *,
-    max_query_len: int,
     scale: float,
     is_contiguous: bool = False,
     out: torch.Tensor | None = None,
@@ -229,14 +262,14 @@ def prefill_attention(
     """Attend causally from the last tokens of every sequence to its KV, their own included: ``(T, H, D)``.
 
     Args:
-        query: ``(T, H, D)``, float32, bfloat16 or float16, the sequences' queries one after the other; the
-            last dimension contiguous.
+        query: ``(T, H, D)``, float32, bfloat16 or float16, the sequences' queries one after the other, perhaps
+            among others; the last dimension contiguous.
         kv: one layer of the pool (kv_layout.py), of query's dtype, H a multiple of its KV heads. It already
             holds the K and V of the queries' own tokens.
         table: int32 ``(B, width)``: block tables, or in column 0 the first slots of extents.
-        query_start: int32 ``(B + 1,)``, rising from 0 to T; a sequence may have no queries.
+        query_start: int32 ``(B + 1,)``, rising, from 0 to T at most; a sequence may have no queries. Rows of out
+            that are nobody's are left as they are.
         context_lens: int32 ``(B,)``, tokens of the sequence up to and including its last query.
-        max_query_len: no sequence has more queries; with fewer than the true number, rows are left unwritten.
         scale: positive factor of the scores, usually ``D ** -0.5``.
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
@@ -258,7 +291,9 @@ def prefill_attention(
         result = prefill_attention_reference(
             query, kv, table, query_start, context_lens, scale=scale, is_contiguous=is_contiguous
         )
-        return out.copy_(result)
+        rows = slice(int(query_start[0]), int(query_start[-1]))
+        out[rows] = result[rows]
+        return out
     return prefill_attention_triton(
         query,
         kv,
@@ -266,10 +301,9 @@ def prefill_attention(
         query_start,
         context_lens,
         out,
-        max_query_len=max_query_len,
         scale=scale,
         is_contiguous=is_contiguous,
-        tiling=choose_tiling(query, kv, max_query_len),
+        tiling=choose_tiling(query, kv),
     )
 
 
@@ -281,7 +315,6 @@ def prefill_attention_triton(
     context_lens: torch.Tensor,
     out: torch.Tensor,
     *,
-    max_query_len: int,
     scale: float,
     is_contiguous: bool,
     tiling: PrefillTiling,
@@ -290,16 +323,18 @@ def prefill_attention_triton(
     num_sequences = table.shape[0]
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
-    num_row_tiles = ceil_div(max_query_len * (num_heads // num_kv_heads), tiling.tile_rows)
-    if num_sequences == 0 or num_row_tiles == 0:
+    # Each sequence may leave a tile unfinished.
+    max_row_tiles = ceil_div(query.shape[0] * (num_heads // num_kv_heads), tiling.tile_rows) + num_sequences - 1
+    if num_sequences == 0 or query.shape[0] == 0:
         return out
-    _prefill_attention_kernel[(num_kv_heads, num_sequences, num_row_tiles)](
+    _prefill_attention_kernel[(num_kv_heads, max_row_tiles)](
         query,
         kv,
         table,
         query_start,
         context_lens,
         out,
+        num_sequences,
         query.stride(0),
         query.stride(1),
         table.stride(0),
@@ -313,19 +348,20 @@ def prefill_attention_triton(
         TILE_ROWS=tiling.tile_rows,
         TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=next_power_of_2(head_dim),
+        TILE_SEQUENCES=TILE_SEQUENCES,
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
     )
     return out
 
 
-def choose_tiling(query: torch.Tensor, kv: torch.Tensor, max_query_len: int) -> PrefillTiling:
+def choose_tiling(query: torch.Tensor, kv: torch.Tensor) -> PrefillTiling:
     """How to cut up a launch on this device, from shapes alone."""
     row_bytes = next_power_of_2(query.shape[2]) * query.element_size()
     group = query.shape[1] // kv.shape[2]
     # Without tensor cores, which float32 does not use, a large tile only spills registers.
     max_rows, max_tokens = (32, 32) if query.dtype is torch.float32 else (128, 64)
-    tile_rows = min(next_power_of_2(max(max_query_len * group, 16)), max_rows)
+    tile_rows = min(next_power_of_2(max(query.shape[0] * group, 16)), max_rows)
     budget = device_limits(query).shared_memory_bytes * 15 // 16  # the rest is for the reductions
     for tile_tokens, tiles_in_flight in ((64, 2), (32, 2), (16, 2)):
         kv_rows = 2 * tile_tokens * (tiles_in_flight + 1)
@@ -347,7 +383,7 @@ def prefill_attention_reference(
     scale: float,
     is_contiguous: bool = False,
 ) -> torch.Tensor:
-    """``prefill_attention`` in plain torch, one sequence after the other; float64 too."""
+    """``prefill_attention`` in plain torch, one sequence after the other; float64 too. Other rows are arbitrary."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads = kv.shape[2]
     out = torch.empty_like(query, memory_format=torch.contiguous_format)

@@ -193,7 +193,6 @@ def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
         inputs.tables[index],
         inputs.query_start,
         inputs.context_lens,
-        max_query_len=max(inputs.shape.context_lens),
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
     )

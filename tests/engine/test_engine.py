@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from pbench.engine import shared_runs
 from pbench.engine.config import MEMORY_SPECS, EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError, RequestError
@@ -17,6 +18,7 @@ from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS, load_model_config
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.shared_runs import Numbers, RunFinder, RunTiles
 
 SHAPE = {
     "vocab_size": 97,
@@ -235,6 +237,42 @@ def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
         engine.add_request(request)
     outputs, _, _ = finish(engine)
     assert [outputs[index, 0] for index in range(len(expected))] == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_cuda_graphs", [True, False])
+def test_attention_to_shared_runs_does_not_change_tokens(
+    reference: tuple[PreTrainedModel, Path], has_cuda_graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against an engine that shares nothing; requests come and go, fork, and are preempted meanwhile."""
+    for name in ("MIN_SAVED_TOKENS", "MIN_SAVED_TOKENS_OF_LAUNCH"):
+        monkeypatch.setattr(shared_runs, name, 1)
+    found: list[RunTiles | None] = []
+    find = RunFinder.find
+
+    def find_and_note(finder: RunFinder, *arguments: Numbers) -> RunTiles | None:
+        found.append(find(finder, *arguments))
+        return found[-1]
+
+    monkeypatch.setattr(RunFinder, "find", find_and_note)
+    _, folder = reference
+    outputs = []
+    for is_prefix_cached in (True, False):
+        pool_bytes = 320 * 2 * 2 * 2 * 16 * 4  # slots, layers, K and V, heads, dimensions, bytes
+        engine = make_engine(
+            folder,
+            device="cuda",
+            has_cuda_graphs=has_cuda_graphs,
+            is_prefix_cached=is_prefix_cached,
+            kv_memory_bytes=pool_bytes if is_prefix_cached else 16 * pool_bytes,
+        )
+        engine.warm_up()
+        for index in range(24):
+            prompt = [*range(48 - 16 * (index % 3)), *([90 - index % 2] * 17), index, *range(index % 7)]
+            engine.add_request(Request(index, prompt, SamplingParams(max_tokens=10 + index, n=1 + index % 2)))
+        outputs.append(finish(engine)[0])
+    assert outputs[0] == outputs[1]
+    assert any(runs is not None and runs.num_levels.max() > 1 for runs in found), "no tree of runs was found"
 
 
 @pytest.mark.parametrize("num_prompt", [21, 4])

@@ -94,7 +94,7 @@ def compile_all():
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             compile_kernel(decode_attention._decode_attention_kernel, decode, dtype, maxnreg=168)
-        prefill = constants | {"TILE_ROWS": 32}
+        prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64}
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype)
     print("decode_attention")
     print("prefill_attention")

@@ -42,7 +42,7 @@ def exact(query, query_start, cache, scale):
     return out
 
 
-def run_triton(query, query_start, cache, max_query_len, tiling, scale=0.2):
+def run_triton(query, query_start, cache, tiling, scale=0.2):
     out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
     return prefill_attention_triton(
         query,
@@ -51,7 +51,6 @@ def run_triton(query, query_start, cache, max_query_len, tiling, scale=0.2):
         query_start,
         cache.context_lens,
         out,
-        max_query_len=max_query_len,
         scale=scale,
         is_contiguous=cache.is_contiguous,
         tiling=tiling,
@@ -79,7 +78,7 @@ def test_kernel_is_the_formula_for_whole_prompts_chunks_and_cached_prefixes(
         device=device,
     )
     query, query_start = random_queries(cache, query_lens, num_heads)
-    out = run_triton(query, query_start, cache, 17, SMALL_TILES)
+    out = run_triton(query, query_start, cache, SMALL_TILES)
     expected = exact(query, query_start, cache, 0.2)
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -106,7 +105,7 @@ def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtyp
     query, query_start = random_queries(cache, [7, 3], 4)
     out = torch.full(query.shape, float("nan"), dtype=dtype)
     arguments = (query, cache.kv, cache.table, query_start, cache.context_lens)
-    options = {"max_query_len": 7, "scale": 0.2, "is_contiguous": is_contiguous}
+    options = {"scale": 0.2, "is_contiguous": is_contiguous}
     assert prefill_attention(*arguments, **options, out=out) is out
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     expected = exact(query, query_start, cache, 0.2)
@@ -117,21 +116,52 @@ def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtyp
 def test_a_prompt_in_chunks_gives_what_it_gives_at_once(build_cache, device):
     cache = build_cache([50], num_kv_heads=2, head_dim=32, block_size=16, is_contiguous=False, device=device)
     query, query_start = random_queries(cache, [50], 6)
-    at_once = run_triton(query, query_start, cache, 50, SMALL_TILES)
+    at_once = run_triton(query, query_start, cache, SMALL_TILES)
     for first, last in ((0, 7), (7, 40), (40, 50)):
         cache.context_lens.fill_(last)
         starts = torch.tensor([0, last - first], dtype=torch.int32, device=device)
-        chunk = run_triton(query[first:last], starts, cache, last - first, SMALL_TILES)
+        chunk = run_triton(query[first:last], starts, cache, SMALL_TILES)
         torch.testing.assert_close(chunk, at_once[first:last], rtol=1e-5, atol=1e-5)
 
 
-def test_max_query_len_may_be_larger_than_any_query(build_cache, device):
-    cache = build_cache([20, 3], num_kv_heads=1, head_dim=16, block_size=8, is_contiguous=False, device=device)
-    query, query_start = random_queries(cache, [6, 3], 2)
+@pytest.mark.parametrize("is_triton", [False, True])
+def test_rows_that_are_nobodys_are_left_as_they_are(build_cache, device, is_triton):
+    """As in a step that decodes too, and in a CUDA graph with room for more sequences and tokens."""
+    lens = [20, 3, 0, 0]
+    cache = build_cache(lens, num_kv_heads=1, head_dim=16, block_size=8, is_contiguous=False, device=device)
+    query, _ = random_queries(cache, [5, 6, 3, 4], 2)
+    query_start = torch.tensor([5, 11, 14, 14, 14], dtype=torch.int32, device=device)
+    out = torch.full(query.shape, 7.0, device=device)
+    arguments = (query, cache.kv, cache.table, query_start, cache.context_lens)
+    if is_triton:
+        prefill_attention_triton(*arguments, out, scale=0.2, is_contiguous=False, tiling=SMALL_TILES)
+    else:
+        prefill_attention(*arguments, scale=0.2, out=out)
     expected = exact(query, query_start, cache, 0.2)
-    for max_query_len in (6, 7, 100):
-        out = run_triton(query, query_start, cache, max_query_len, SMALL_TILES)
-        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out[5:14].double(), expected[5:14], rtol=1e-5, atol=1e-5)
+    assert (out[:5] == 7).all()
+    assert (out[14:] == 7).all()
+
+
+@pytest.mark.gpu
+def test_one_cuda_graph_serves_all_lengths(build_cache):
+    lens = [700, 90, 513, 0]
+    cache = build_cache(
+        lens, num_kv_heads=8, head_dim=128, block_size=16, is_contiguous=False, dtype=torch.bfloat16, device="cuda"
+    )
+    query, query_start = random_queries(cache, [300, 90, 33, 0], 32)
+    arguments = (query, cache.kv, cache.table, query_start, cache.context_lens)
+    prefill_attention(*arguments, scale=0.1)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = prefill_attention(*arguments, scale=0.1)
+    for starts, contexts in (([0, 300, 390, 423, 423], lens), ([7, 8, 90, 90, 90], [1, 90, 0, 0])):
+        query_start.copy_(torch.tensor(starts))
+        cache.context_lens.copy_(torch.tensor(contexts))
+        graph.replay()
+        expected = prefill_attention_reference(query.double(), query_start=query_start, **cache.double(), scale=0.1)
+        rows = slice(starts[0], starts[-1])
+        torch.testing.assert_close(out[rows].double(), expected[rows], rtol=2e-2, atol=5e-3)
 
 
 @st.composite
@@ -179,7 +209,7 @@ def test_kernel_is_the_reference_for_any_lengths(
     )
     query, query_start = random_queries(cache, query_lens, num_kv_heads * group, seed)
     tiling = PrefillTiling(tile_rows, tile_tokens, num_warps=4, tiles_in_flight=1)
-    out = run_triton(query, query_start, cache, max(query_lens), tiling)
+    out = run_triton(query, query_start, cache, tiling)
     expected = prefill_attention_reference(
         query.double(), query_start=query_start, **cache.double(), scale=0.2, is_contiguous=is_contiguous
     )
@@ -198,9 +228,9 @@ def test_kernel_is_right_with_the_tiles_that_the_launcher_chooses(build_cache, d
         device=device,
     )
     query, query_start = random_queries(cache, [70, 90], 4)
-    tiling = choose_tiling(query, cache.kv, 90)
+    tiling = choose_tiling(query, cache.kv)
     assert tiling.tile_rows == 128
-    out = run_triton(query, query_start, cache, 90, tiling)
+    out = run_triton(query, query_start, cache, tiling)
     expected = prefill_attention_reference(
         query.double(), query_start=query_start, **cache.double(), scale=0.2, is_contiguous=is_contiguous
     )
@@ -233,7 +263,6 @@ def test_launcher_is_right_at_the_sizes_of_a_model(
         cache.table,
         query_start,
         cache.context_lens,
-        max_query_len=1000,
         scale=scale,
         is_contiguous=is_contiguous,
     )
@@ -262,7 +291,6 @@ def test_launcher_names_the_argument_that_does_not_fit(change, message):
         "table": torch.zeros(2, 1, dtype=torch.int32),
         "query_start": torch.tensor([0, 2, 5], dtype=torch.int32),
         "context_lens": torch.tensor([2, 3], dtype=torch.int32),
-        "max_query_len": 3,
         "scale": 1.0,
     }
     assert prefill_attention(**arguments).shape == (5, 4, 16)

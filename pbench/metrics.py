@@ -56,7 +56,8 @@ def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, output_tokens, requests, len(finished))
     values |= _latencies(finished)
-    values |= _occupation(steps, pool.get("slot_bytes"))
+    values |= _occupation(steps)
+    values |= _sharing(steps, pool)
     values |= _counts(steps)
     if (copied_blocks := values["copied_blocks"]) is not None and "slot_bytes" in pool:
         values["copied_bytes"] = int(copied_blocks) * pool["block_size"] * pool["slot_bytes"]
@@ -107,12 +108,18 @@ def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
     return values
 
 
-def _occupation(steps: "pd.DataFrame", slot_bytes: int | None) -> dict[str, float | int | None]:
+def _spans_ns(steps: "pd.DataFrame") -> npt.NDArray[np.float64]:
+    """How long the pool stood as each step left it: until the next one starts."""
+    start_ns = _floats(steps["start_ns"])
+    return np.diff(start_ns, append=float(steps["end_ns"].iloc[-1]))
+
+
+def _occupation(steps: "pd.DataFrame") -> dict[str, float | int | None]:
     if steps.empty:
         return {}
-    start_ns, end_ns = _floats(steps["start_ns"]), _floats(steps["end_ns"])
-    next_ns = np.append(start_ns[1:], end_ns[-1])
-    span_ns = next_ns - start_ns
+    end_ns, span_ns = _floats(steps["end_ns"]), _spans_ns(steps)
+    start_ns = _floats(steps["start_ns"])
+    next_ns = start_ns + span_ns
     total_ns = float(span_ns.sum())
     running = _floats(steps["num_running"])
     values: dict[str, float | int | None] = {"peak_running": int(running.max())}
@@ -127,19 +134,37 @@ def _occupation(steps: "pd.DataFrame", slot_bytes: int | None) -> dict[str, floa
         values[f"{name}_pct"] = 100 * float((slots / pool * span_ns).sum()) / total_ns
     waste = parts["reserved"] + parts["internal"] + parts["external"]
     values["waste_pct"] = 100 * float((waste / pool * span_ns).sum()) / total_ns
-    saved = _floats(steps["shared_saved"])
-    needed = parts["token_state"] + saved  # slots that the live tokens would take without sharing
+    held = parts["token_state"] + parts["reserved"] + parts["internal"]
+    if (held_slot_ns := float((held * span_ns).sum())) > 0:
+        values["held_waste_pct"] = 100 * (1 - float((parts["token_state"] * span_ns).sum()) / held_slot_ns)
+    return values
+
+
+def _sharing(steps: "pd.DataFrame", pool: Mapping[str, Any]) -> dict[str, float | int | None]:
+    if steps.empty or (total_ns := float((span_ns := _spans_ns(steps)).sum())) <= 0:
+        return {}
+    values: dict[str, float | int | None] = {}
+    saved, token_state = _floats(steps["shared_saved"]), _floats(steps["token_state"])
+    needed = token_state + saved  # slots that the live tokens would take without sharing
     has_tokens = needed > 0
     live_ns = float(span_ns[has_tokens].sum())
     if live_ns > 0:
         share = saved[has_tokens] / needed[has_tokens]
         values["shared_saved_pct"] = 100 * float((share * span_ns[has_tokens]).sum()) / live_ns
-    if slot_bytes is not None:
-        values["shared_saved_bytes"] = round(float((saved * span_ns).sum()) / total_ns * slot_bytes)
     num_held = np.sum([_floats(steps[name]) for name in SHARER_COLUMNS], axis=0)
-    held_ns = float((num_held * span_ns).sum())
+    num_shared = num_held - _floats(steps[SHARER_COLUMNS[0]])
+    held_ns, shared_ns = float((num_held * span_ns).sum()), float((num_shared * span_ns).sum())
+    saved_slot_ns = float((saved * span_ns).sum())
     if held_ns > 0:
-        values["shared_blocks_pct"] = 100 * (1 - float((_floats(steps[SHARER_COLUMNS[0]]) * span_ns).sum()) / held_ns)
+        values["shared_blocks_pct"] = 100 * shared_ns / held_ns
+    if "slot_bytes" not in pool:
+        return values
+    values["shared_saved_bytes"] = round(saved_slot_ns / total_ns * pool["slot_bytes"])
+    if shared_ns > 0:
+        shared_slot_ns = shared_ns * pool["block_size"]
+        values["shared_part_bytes"] = round(shared_slot_ns / total_ns * pool["slot_bytes"])
+        values["shared_part_saved_pct"] = 100 * saved_slot_ns / (shared_slot_ns + saved_slot_ns)
+        values["mean_sharers"] = 1 + saved_slot_ns / shared_slot_ns
     return values
 
 

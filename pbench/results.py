@@ -243,6 +243,13 @@ METRICS: tuple[Metric, ...] = (
         "reserved + internal + external, share of the pool, averaged over time",
     ),
     Metric(
+        "held_waste_pct",
+        "waste of what is held",
+        "%",
+        False,
+        "reserved + internal, share of the slots that requests hold: waste however much of the pool is in use",
+    ),
+    Metric(
         "token_state_pct",
         "token states",
         "%",
@@ -309,6 +316,21 @@ METRICS: tuple[Metric, ...] = (
         None,
         "blocks that several sequences hold, share of the blocks that any holds, averaged over time",
     ),
+    Metric(
+        "shared_part_bytes",
+        "shared part, mean",
+        "bytes",
+        None,
+        "size of the blocks that several sequences hold, averaged over time",
+    ),
+    Metric(
+        "shared_part_saved_pct",
+        "saved of the shared part",
+        "%",
+        True,
+        "what sharing saves of the memory that the shared blocks' tokens would take without it: 1 - 1 / sharers",
+    ),
+    Metric("mean_sharers", "mean sharers", "", None, "sequences that hold a shared block, on average over time"),
     Metric(
         "preemptions",
         "preemptions",

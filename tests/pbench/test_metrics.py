@@ -165,6 +165,12 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
     values["shared_saved_bytes"] = round(mean_saved / total_ns * SLOT_BYTES)
     held_ns = sum(weighted_sharers)
     values["shared_blocks_pct"] = 100 * sum(weighted_sharers[1:]) / held_ns if held_ns else None
+    shared_ns, saved_ns = sum(weighted_sharers[1:]) * BLOCK_SIZE, mean_saved
+    values["shared_part_bytes"] = round(shared_ns / total_ns * SLOT_BYTES) if shared_ns else None
+    values["shared_part_saved_pct"] = 100 * saved_ns / (saved_ns + shared_ns) if shared_ns else None
+    values["mean_sharers"] = (saved_ns + shared_ns) / shared_ns if shared_ns else None
+    held = weighted["token_state"] + weighted["reserved"] + weighted["internal"]
+    values["held_waste_pct"] = 100 * (weighted["reserved"] + weighted["internal"]) / held if held else None
     values["peak_running"] = max(row["num_running"] for row in steps)
     values["mean_running"] = weighted_running / total_ns
     admitted = [row for row in requests if row["first_scheduled_ns"] is not None]
@@ -228,6 +234,16 @@ def test_a_run_done_by_hand() -> None:
     assert values["waste_pct"] == pytest.approx(2.5)
     assert values["mean_running"] == pytest.approx((2 + 1 * 2 + 1) / 4)
     assert values["prefix_hit_rate_pct"] == 50.0
+
+
+def test_what_four_share_is_saved_by_three_quarters() -> None:
+    """Four sequences hold ten blocks together: 160 slots instead of 640, beside 40 slots of their own."""
+    steps = [step(end_ns=5, num_output_tokens=1, token_state=200, shared_saved=480, blocks_of_3_4=10, blocks_of_1=4)]
+    values = summarise(tables(steps, [], []), POOL_FACTS).values
+    assert values["shared_part_bytes"] == 160 * SLOT_BYTES
+    assert values["shared_saved_bytes"] == 480 * SLOT_BYTES
+    assert values["mean_sharers"] == pytest.approx(4)
+    assert values["shared_part_saved_pct"] == pytest.approx(75)
 
 
 def notes_of(steps: Rows, requests: Rows, device: Rows) -> str:

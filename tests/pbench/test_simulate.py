@@ -99,6 +99,29 @@ def test_the_folder_is_that_of_a_run(tmp_path: Path) -> None:
     assert paged.summary["output_tokens_per_s"] > 3 * contiguous.summary["output_tokens_per_s"]
 
 
+def test_the_shared_part_of_a_common_prompt_is_held_once(tmp_path: Path) -> None:
+    """Everybody who runs holds the one system prompt: sharing saves all but one of them."""
+    result = simulate(
+        tmp_path / "run",
+        SimulationOptions(engines=("paged",), kv_memory="2GiB"),
+        WorkloadChoice("chat-shared-prompt", limit=200),
+    )
+    summary = result.engines[0].summary
+    running, sharers, saved_pct = (summary[name] for name in ("mean_running", "mean_sharers", "shared_part_saved_pct"))
+    assert running is not None
+    assert sharers is not None
+    assert saved_pct is not None
+    assert running > 20
+    assert sharers == pytest.approx(running, rel=0.1)
+    assert saved_pct == pytest.approx(100 * (1 - 1 / running), abs=1)
+    off = simulate(
+        tmp_path / "off",
+        SimulationOptions(engines=("paged",), kv_memory="2GiB", no_prefix_cache=True),
+        WorkloadChoice("chat-shared-prompt", limit=200),
+    )
+    assert off.engines[0].summary["shared_part_saved_pct"] is None
+
+
 def test_the_same_simulation_is_the_same_to_the_byte(tmp_path: Path) -> None:
     for name in ("first", "again"):
         simulate(tmp_path / name, SMALL)

@@ -49,6 +49,7 @@ class Scenario:
     engines: tuple[str, ...]
     max_length: int = 2048
     preemption: str = "recompute"
+    block_size: int = 16
 
 
 SCENARIOS: tuple[Scenario, ...] = (
@@ -68,7 +69,11 @@ def play(scenario: Scenario) -> Iterator[Case]:
     """Play the scenario through each of its engines, and count."""
     choice = WorkloadChoice(scenario.workload, limit=scenario.limit, max_length=scenario.max_length, arrivals="all")
     options = SimulationOptions(
-        engines=scenario.engines, model=MODEL, kv_memory=scenario.kv_memory, preemption=scenario.preemption
+        engines=scenario.engines,
+        model=MODEL,
+        kv_memory=scenario.kv_memory,
+        preemption=scenario.preemption,
+        block_size=scenario.block_size,
     )
     resolved = resolve_simulation(options, choice)
     (size,) = resolved.sizes

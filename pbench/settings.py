@@ -28,7 +28,7 @@ class RunOptions:
     model: str | None = None
     kv_memory: str | None = None
     max_length: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
     max_batch_tokens: int | None = None
     max_running: int | None = None
     limit: int | None = None  # 0: all
@@ -79,8 +79,8 @@ class Settings:
         )
         yield (
             f"model {printable(first.model)} ({first.dtype} on {first.device}), KV memory"
-            f" {format_bytes(first.kv_memory_bytes)}, max length {format_number(first.max_length)}; engines:"
-            f" {', '.join(options.memory for options in self.engines)}"
+            f" {format_bytes(first.kv_memory_bytes)} in blocks of {first.block_size}, max length"
+            f" {format_number(first.max_length)}; engines: {', '.join(options.memory for options in self.engines)}"
         )
         yield from self.notes
 
@@ -202,7 +202,10 @@ def engine_options(
     options: RunOptions, defaults: RunDefaults, device: str, memory: str, model_spec: str, model: ModelConfig
 ) -> EngineOptions:
     """What an engine with ``memory`` is to do: what was asked for, and the defaults for the rest."""
+    from pbench.workloads.catalogue import suggested_block_size
+
     dtype = options.dtype or defaults.dtype
+    block_size = options.block_size or suggested_block_size(options.workload)
     kv_memory_bytes = defaults.kv_memory_bytes
     if options.kv_memory is not None:
         kv_memory_bytes = parse_bytes(options.kv_memory, "--kv-memory")
@@ -218,8 +221,8 @@ def engine_options(
     return EngineOptions(
         model=model_spec,
         memory=memory,
-        kv_memory_bytes=_whole_blocks(kv_memory_bytes, options.block_size * model.kv_bytes_per_token(dtype)),
-        block_size=options.block_size,
+        kv_memory_bytes=_whole_blocks(kv_memory_bytes, block_size * model.kv_bytes_per_token(dtype)),
+        block_size=block_size,
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,
         max_running=max_running,

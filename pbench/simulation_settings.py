@@ -38,7 +38,7 @@ class SimulationOptions:
     efficiency: float = 1.0
     step_overhead: float = DEFAULT_OVERHEAD_US  # microseconds
     dtype: str = "bfloat16"
-    block_size: int = 16
+    block_size: int | None = None
     max_batch_tokens: int | None = None
     max_running: int | None = None
     eviction: str = "lru"

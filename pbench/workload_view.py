@@ -9,6 +9,7 @@ from rich.text import Text
 
 from pbench.prefix_view import prefixes
 from pbench.units import format_number, printable
+from pbench.workloads.catalogue import suggested_block_size
 from pbench.workloads.statistics import Bin, length_histogram, summarise_arrivals, summarise_lengths
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _identity(workload: "Workload") -> Table:
         "dropped": ", ".join(dropped),
         "tokens": f"{format_number(workload.total_input_tokens)} in, {format_number(workload.total_output_tokens)} out;"
         f" at most {format_number(workload.largest_request_tokens)} in one sequence",
+        "blocks": "" if workload.is_file else f"of {suggested_block_size(workload.name)} slots suit it",
         "sha256": workload.sha256,
     }
     for label, value in rows.items():

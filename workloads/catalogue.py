@@ -9,7 +9,7 @@ import numpy as np
 
 from pbench.workloads.arrivals import dejitter, parse_arrivals, scale_rate
 from pbench.workloads.builtin import BUILT_INS
-from pbench.workloads.definition import Definition, Draw
+from pbench.workloads.definition import DEFAULT_BLOCK_SIZE, Definition, Draw
 from pbench.workloads.errors import WorkloadError
 from pbench.workloads.parameters import Values, nearest_name, resolve
 from pbench.workloads.readers import FORMATS
@@ -27,6 +27,12 @@ _LOWEST_RATE_SCALE, _HIGHEST_RATE_SCALE = 1e-6, 1e6
 def workload_names() -> tuple[str, ...]:
     """Names of the built-in workloads."""
     return tuple(definition.name for definition in BUILT_INS)
+
+
+def suggested_block_size(spec: str) -> int:
+    """Slots in a block of paged memory that suit a workload; no file's lengths are known before it is read."""
+    sizes = {definition.name: definition.block_size for definition in BUILT_INS}
+    return sizes.get(spec, DEFAULT_BLOCK_SIZE)
 
 
 def parameter_owner(workload: Workload) -> Definition | Format:

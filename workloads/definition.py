@@ -10,6 +10,8 @@ from pbench.workloads.parameters import Parameter, Values
 from pbench.workloads.row import Row
 from pbench.workloads.streams import Stream
 
+DEFAULT_BLOCK_SIZE = 16
+
 _NORMAL = NormalDist()
 
 
@@ -65,6 +67,7 @@ class Definition:
     parameters: tuple[Parameter, ...]
     build: Callable[[Draw], Iterator[Row]]
     arrivals: str = "all"  # when the user says nothing else
+    block_size: int = DEFAULT_BLOCK_SIZE  # suggested, so small that little of last blocks is empty
 
 
 def num_requests(default: int) -> Parameter:

@@ -19,9 +19,7 @@ _ENGINE = (
     click.option(
         "--block-size",
         type=click.IntRange(min=1),
-        default=16,
-        show_default=True,
-        help="Slots in a block of the paged memory.",
+        help="Slots in a block of the paged memory.  [default: as the workload suggests, 16 for most]",
     ),
     click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most."),
     click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most."),

@@ -43,6 +43,7 @@ ALPACA_LENGTHS = Definition(
         *lognormal("output", 58.45, 0.9, 1024, "answer"),
     ),
     build=_build_lognormal,
+    block_size=4,
 )
 
 UNIFORM = Definition(

@@ -86,6 +86,7 @@ FEW_SHOT = Definition(
         *lognormal("output", 36, 0.5, 256, "translation"),
     ),
     build=_build_few_shot,
+    block_size=4,
 )
 
 RAG_LONG_CONTEXT = Definition(

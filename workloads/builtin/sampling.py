@@ -33,6 +33,7 @@ PARALLEL_SAMPLING = Definition(
         *lognormal("output", 58.45, 0.9, 1024, "answer"),
     ),
     build=_sampled,
+    block_size=4,
 )
 
 BEAM_SEARCH = Definition(
@@ -46,4 +47,5 @@ BEAM_SEARCH = Definition(
         *lognormal("output", 58.45, 0.9, 1024, "answer"),
     ),
     build=_searched,
+    block_size=2,  # a beam has a dozen tokens of its own, in a last block that is on average half empty
 )

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pbench.reports.embedding import asset, content_security_policy, figure_block, json_block, plotly_script
-from pbench.reports.page import build_page
+from pbench.reports.page import Page, build_page
 from pbench.reports.palette import dark_by_light, shade_variables
 from pbench.reports.reduction import METHOD
 from pbench.reports.text import visible
@@ -30,8 +30,12 @@ def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inlin
         UsageError: another ``plotlyjs``.
 
     """
+    render_page(build_page(runs), stream, plotlyjs=plotlyjs)
+
+
+def render_page(page: Page, stream: TextIO, *, plotlyjs: str = "inline") -> None:
+    """Write a page that ``build_page`` made, as ``render_report`` does."""
     plotly = plotly_script(plotlyjs)
-    page = build_page(runs)
     scripts = {name: asset(name) for name in ("theme.js", "page.js", "block_map.js")}
     stream.writelines(
         _environment()

@@ -14,6 +14,7 @@ _COMMANDS = {
     "compare": "pbench.commands.compare:compare",
     "env": "pbench.commands.env:env",
     "gate": "pbench.commands.gate:gate",
+    "history": "pbench.commands.history:history",
     "kernels": "pbench.commands.kernels:kernels",
     "memory-bench": "pbench.commands.memory_bench:memory_bench",
     "paper": "pbench.commands.paper:paper",

@@ -1,8 +1,8 @@
-"""The HTML report: one page about one or several runs."""
+"""The HTML report: one page about one or several runs, and the common look of all pages."""
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TextIO
+from typing import Any, TextIO
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -35,20 +35,29 @@ def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inlin
 
 def render_page(page: Page, stream: TextIO, *, plotlyjs: str = "inline") -> None:
     """Write a page that ``build_page`` made, as ``render_report`` does."""
+    scripts = ("theme.js", "page.js", "block_map.js")
+    render_template("report.html", stream, plotlyjs, scripts, page=page, reduction_method=METHOD)
+
+
+def render_template(template: str, stream: TextIO, plotlyjs: str, scripts: Sequence[str], **content: Any) -> None:
+    """Write a page in the common look; ``content`` is what its template names, ``page`` among it.
+
+    Raises:
+        UsageError: another ``plotlyjs`` than in ``render_report``.
+    """
     plotly = plotly_script(plotlyjs)
-    scripts = {name: asset(name) for name in ("theme.js", "page.js", "block_map.js")}
+    texts = {name: asset(name) for name in scripts}
     stream.writelines(
         _environment()
-        .get_template("report.html")
+        .get_template(template)
         .generate(
-            page=page,
             plotly=plotly,
-            policy=content_security_policy(plotly, list(scripts.values())),
-            scripts=scripts,
+            policy=content_security_policy(plotly, list(texts.values())),
+            scripts=texts,
             style=asset("page.css"),
             shades=Markup(shade_variables()),
             dark_by_light=dark_by_light(),
-            reduction_method=METHOD,
+            **content,
         )
     )
 

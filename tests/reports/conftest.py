@@ -455,6 +455,12 @@ def render() -> Callable[..., PageReader]:
 
 
 @pytest.fixture(scope="session")
+def read_page() -> Callable[[str], PageReader]:
+    """Takes a page's source apart."""
+    return PageReader
+
+
+@pytest.fixture(scope="session")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunBuilder]:
     """Makes a RunBuilder for a folder of its own: ``builder("run-a", num_requests=1)``."""
 

@@ -1,5 +1,6 @@
 """The page as a browser shows it: the system's Chromium, driven by Playwright. Skipped where either is missing."""
 
+import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,18 @@ class Tab:
             "'.plot:not([data-drawn=fresh]), .block-map:not([data-drawn=fresh])');"
             " next?.scrollIntoView(); return !next; })()"
         )
+
+    def barriers(self) -> list[Any]:
+        """What axe-core calls a serious or critical barrier, with every fold of the page open."""
+        spec = importlib.util.find_spec("axe_core_python")
+        if spec is None or spec.origin is None:
+            pytest.skip("axe-core is not installed (pip install axe-core-python)")
+        self.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        self.evaluate((Path(spec.origin).parent / "axe.min.js").read_text(encoding="utf-8") + "; 0")
+        found: list[Any] = self.evaluate(
+            "axe.run().then((r) => r.violations.map((v) => [v.impact, v.id, v.nodes.map((n) => n.html)]))"
+        )
+        return [violation for violation in found if violation[0] in ("serious", "critical")]
 
     def show(self, element_id: str) -> None:
         """Scroll to a chart, or to the block map, and wait until it is drawn."""

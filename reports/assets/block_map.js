@@ -101,9 +101,11 @@
     const ratio = Math.min(devicePixelRatio || 1, 2);
     const cell = canvas.clientWidth / picture.perRow;
     const height = Math.ceil(picture.cells / picture.perRow) * cell;
-    canvas.style.height = `${height}px`;
-    canvas.width = Math.round(canvas.clientWidth * ratio);
-    canvas.height = Math.round(height * ratio);
+    const size = [Math.round(canvas.clientWidth * ratio), Math.round(height * ratio)];
+    if (canvas.width !== size[0] || canvas.height !== size[1]) {
+      canvas.style.height = `${height}px`;
+      [canvas.width, canvas.height] = size;
+    }
     return { ratio, cell: cell * ratio };
   }
 

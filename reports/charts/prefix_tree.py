@@ -12,6 +12,8 @@ from pbench.reports.quantity import format_number, format_quantity
 from pbench.reports.subjects import Subject
 
 _MIN_LABELLED_SHARE = 0.06  # of the requests: lower boxes have no room for a label
+_MIN_DRAWN_SHARE = 1 / 2000  # of the requests: lower boxes are below a pixel
+_MAX_TABLE_ROWS = 120
 _MAX_HEIGHT_PX = 460
 
 
@@ -69,6 +71,8 @@ def _chart(subject: Subject) -> Chart:
     most = max(begin + prefix.num_requests for begin, prefix in zip(begins, prefixes, strict=True))
     found, computed = _boxes("found in the cache"), _boxes("computed")
     for begin, row in zip(begins, prefixes, strict=True):
+        if row.num_requests < _MIN_DRAWN_SHARE * most:
+            continue
         share = row.hit_tokens / (row.num_tokens * row.num_requests)
         hover = (
             f"{row.label}, after {format_number(row.start)} shared before"
@@ -144,7 +148,7 @@ def _saved(subject: Subject, num_tokens: int) -> str:
 
 
 def _table(subjects: Sequence[Subject]) -> Table:
-    rows = []
+    rows: list[tuple[int, tuple[str, ...]]] = []  # beside each what it saved
     for subject in subjects:
         names: list[str] = []
         num_children: dict[int, int] = {}
@@ -154,7 +158,12 @@ def _table(subjects: Sequence[Subject]) -> Table:
             names.append(f"{names[row.parent]}.{number}" if row.parent >= 0 else str(number))
             saved_bytes = None if slot_bytes is None else row.hit_tokens * slot_bytes
             figures = (row.start, row.num_tokens, row.num_requests, row.num_hit_requests, row.hit_tokens)
-            rows.append((subject.label, names[-1], *map(format_number, figures), format_quantity(saved_bytes, "bytes")))
+            texts = (subject.label, names[-1], *map(format_number, figures), format_quantity(saved_bytes, "bytes"))
+            rows.append((row.hit_tokens, texts))
     columns = ("engine", "prefix", "after tokens", "tokens", "requests", "that found it", "tokens found", "bytes saved")
     note = "prefix 1.2 goes on after prefix 1; of each level the prefixes that save most"
-    return Table(columns, tuple(rows), note)
+    if len(rows) > _MAX_TABLE_ROWS:
+        note += f"; of {len(rows)} the {_MAX_TABLE_ROWS} that save most"
+        least = sorted((saved for saved, _ in rows), reverse=True)[_MAX_TABLE_ROWS - 1]
+        rows = [row for row in rows if row[0] >= least][:_MAX_TABLE_ROWS]
+    return Table(columns, tuple(texts for _, texts in rows), note)

@@ -1,11 +1,13 @@
 """A plausible run, made by a small simulation of the two memories, written the way the harness writes it."""
 
+import importlib.util
 import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -468,6 +470,17 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunBuilde
         return RunBuilder(tmp_path_factory.mktemp("runs") / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def big_run() -> ModuleType:
+    """The module that writes runs of any size."""
+    spec = importlib.util.spec_from_file_location("big_run", Path(__file__).parent / "big_run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -242,10 +242,11 @@ class Engine:
         now_ns = self.clock()
         return [self.scheduler.record(state, "unfinished", now_ns) for state in self.scheduler.states()]
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> int:
         """Run requests of several lengths, so that nothing is compiled later; leaves pool and prefix cache empty.
 
         Kernels are compiled for the shape of a step: prompts of each length alone, then as many decodes as may run.
+        Returns the number of steps that ran.
         """
         assert not self.has_unfinished, "warm up before the first request"
         config = self.config
@@ -258,7 +259,7 @@ class Engine:
             self.preemption_costs = self._measure_preemption(longest)
             self.scheduler.is_swapping = self.preemption_costs.is_swap_cheaper
         self._reset_memory()
-        self.scheduler.reset()
+        return self.scheduler.reset()
 
     def _reset_memory(self) -> None:
         self.memory.reset()

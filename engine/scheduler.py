@@ -75,11 +75,12 @@ class Scheduler:
         state.start_again(can_fork=self.memory.can_fork)
         self.waiting.append(state)
 
-    def reset(self) -> None:
-        """Start counting steps anew. Nothing may wait or run."""
+    def reset(self) -> int:
+        """Start counting steps anew, and return how many there were. Nothing may wait or run."""
         assert not self.states(), "reset with unfinished requests"
         assert not self._in_flight, "reset while a step runs"
-        self._num_steps = 0
+        num_steps, self._num_steps = self._num_steps, 0
+        return num_steps
 
     def abort(self, request_id: int) -> RequestState | None:
         """Drop a request wherever it stands, and free what it holds; None when it is not here."""

@@ -1,19 +1,25 @@
-"""A run: one workload through every engine, one fresh process after the other, and the folder that keeps it."""
+"""A run: one workload through every engine, one fresh process after the other, and the folder that keeps it.
+
+Every engine runs as often as the plan repeats it. The engines take turns, each round in the opposite order of the one
+before (A B, B A, A B, ...): whatever drifts slowly, such as a machine that warms up, then meets all of them alike.
+"""
 
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from pbench.aggregation import aggregate
 from pbench.job import ENGINE_FACTORY, EngineOptions, Job, WorkloadChoice
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
-from pbench.results import EngineResult, RunResult, write_result
+from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
 from pbench.worker_process import WorkerProcess
@@ -38,12 +44,13 @@ class ExperimentPlan:
     environment: Mapping[str, Any]
     notes: tuple[str, ...] = ()  # hold for every engine
     sample_interval_s: float = 0.1
-    timeout_s: float | None = None  # of each engine
+    timeout_s: float | None = None  # of each repeat
+    num_repeats: int = 1
     engine_factory: str = ENGINE_FACTORY
 
 
 class Experiment:
-    """Runs a plan. run.json is there from the start, and the tables after every engine."""
+    """Runs a plan. run.json is there from the start, and the tables after every repeat."""
 
     def __init__(self, plan: ExperimentPlan, view: View) -> None:
         self._plan = plan
@@ -52,48 +59,70 @@ class Experiment:
         self._is_interrupted = False
         self._environment = dict(plan.environment) | {"gpu": None}
         self._tables: list[Tables] = []
+        self._journals: list[Path] = []
         self._engines = [EngineResult(options.memory, "running", config=asdict(options)) for options in plan.engines]
 
     def run(self) -> RunResult:
         """Run all engines and return the record, which is also in the folder.
 
-        SIGINT and SIGTERM end the engine that runs just now, keep what it measured, and start no further one.
+        SIGINT and SIGTERM end the repeat that runs just now, keep what it measured, and start no further one.
         """
-        (self._plan.folder / JOURNAL_FOLDER).mkdir()
+        plan = self._plan
+        (plan.folder / JOURNAL_FOLDER).mkdir()
         self._write()
         with self._signals():
-            for index, options in enumerate(self._plan.engines):
+            for position, (index, number) in enumerate(schedule(len(plan.engines), plan.num_repeats)):
                 if self._is_interrupted:
-                    self._engines[index] = replace(self._engines[index], status="interrupted", reason="not started")
-                else:
-                    self._engines[index] = self._run_engine(options)
+                    break
+                repeat = self._run_repeat(index, number, position)
+                repeats = (*self._engines[index].repeats, repeat)
+                engine = aggregate(self._engines[index], repeats, plan.num_repeats)
+                self._engines[index] = engine if number == plan.num_repeats else replace(engine, status="running")
                 self._write()
+        self._engines = [self._ended(engine) for engine in self._engines]
+        self._write()
         write_prefix_hits(self._plan.folder, self._plan.workload)
         shutil.rmtree(self._plan.folder / JOURNAL_FOLDER)
         return self._result()
 
-    def _run_engine(self, options: EngineOptions) -> EngineResult:
+    def _ended(self, engine: EngineResult) -> EngineResult:
+        """The engine as it stays: what was not started by now never will be."""
+        num_repeats, num_started = self._plan.num_repeats, len(engine.repeats)
+        if num_started == num_repeats:
+            return engine
+        missing = "not started" if not num_started else f"{num_started} of {num_repeats} repeats were started"
+        status = "failed" if any(repeat.status == "failed" for repeat in engine.repeats) else "interrupted"
+        return replace(engine, status=status, reason="; ".join(filter(None, (engine.reason, missing))))
+
+    def _run_repeat(self, index: int, number: int, position: int) -> Repeat:
         from pbench.memory_account import account_memory
         from pbench.metrics import summarise
 
-        spec = options.memory
         plan = self._plan
-        journal = plan.folder / JOURNAL_FOLDER / slug(spec)
+        options = plan.engines[index]
+        spec = options.memory
+        name = slug(spec) if plan.num_repeats == 1 else f"{slug(spec)}-{number}"
+        journal = plan.folder / JOURNAL_FOLDER / name
         journal.mkdir()
+        self._journals.append(journal)
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
         job = Job(
             journal=str(journal),
             engine=options,
             workload=plan.workload_choice,
             workload_sha256=plan.workload.sha256,
             sample_interval_s=plan.sample_interval_s,
+            repeat=number,
             engine_factory=plan.engine_factory,
         )
         job.write(journal / "job.json")
-        log_path = plan.folder / f"{slug(spec)}.log"
-        self._view.begin(spec, plan.workload.num_requests)
+        log_path = plan.folder / f"{name}.log"
+        label = spec if plan.num_repeats == 1 else f"{spec} {number}/{plan.num_repeats}"
+        self._view.begin(label, plan.workload.num_requests)
         worker = self._worker = WorkerProcess(journal / "job.json", log_path, plan.timeout_s)
         pool: Mapping[str, int] = {}
         memory: Mapping[str, int] = {}
+        warm_up: WarmUp | None = None
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
@@ -101,6 +130,7 @@ class Experiment:
             for event in worker.events():
                 if event is not None and event["event"] == "ready":
                     pool, memory = event["pool"], event["memory"]
+                    warm_up = WarmUp(**event["warm_up"])
                     self._environment["gpu"] = event["gpu"]
                 self._view.show(event)
             outcome = worker.outcome()
@@ -109,21 +139,26 @@ class Experiment:
             self._worker = None
             worker.kill()
             self._view.end(status)
-        tables = read_journal(journal, spec)
+        tables = read_journal(journal, spec, number)
         self._tables.append(tables)
         write_tables(plan.folder, self._tables)
-        gather_pool_maps(plan.folder, (journal.parent / slug(options.memory) for options in plan.engines))
+        gather_pool_maps(plan.folder, self._journals)
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
         summary = summarise(tables, pool)
-        return EngineResult(
-            spec=spec,
+        if pool:
+            self._engines[index] = replace(self._engines[index], pool=pool)
+        return Repeat(
+            repeat=number,
             status=outcome.status,
             reason=outcome.reason,
-            config=asdict(options),
-            pool=pool,
+            position=position,
+            started_at=started_at,
             memory=account_memory(memory, tables.device) if memory else {},
             summary=summary.values,
+            samples=summary.samples,
+            warm_up=warm_up,
+            steady=summary.steady,
             notes=(*plan.notes, *summary.notes, *outcome.notes),
         )
 
@@ -136,7 +171,8 @@ class Experiment:
             command=plan.command,
             workload=plan.workload.record(),
             config={key: value for key, value in asdict(plan.engines[0]).items() if key != "memory"}
-            | {"sample_interval_s": plan.sample_interval_s, "timeout_s": plan.timeout_s},
+            | {"sample_interval_s": plan.sample_interval_s, "timeout_s": plan.timeout_s}
+            | {"num_repeats": plan.num_repeats},
             environment=self._environment,
             engines=tuple(self._engines),
         )
@@ -158,6 +194,15 @@ class Experiment:
         self._is_interrupted = True
         if self._worker is not None:
             self._worker.interrupt()
+
+
+def schedule(num_engines: int, num_repeats: int) -> list[tuple[int, int]]:
+    """Which engine (its place) runs which of its repeats (from 1), in their order."""
+    order = []
+    for number in range(1, num_repeats + 1):
+        places = range(num_engines) if number % 2 else reversed(range(num_engines))
+        order += [(place, number) for place in places]
+    return order
 
 
 def _run_status(statuses: list[str]) -> str:

@@ -111,6 +111,7 @@ class Job:
     workload: WorkloadChoice
     workload_sha256: str
     sample_interval_s: float  # 0: no sampler
+    repeat: int = 1  # of the engine, from 1
     engine_factory: str = ENGINE_FACTORY  # module:attribute, called with (EngineConfig, weights)
 
     def write(self, path: Path) -> None:

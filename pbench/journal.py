@@ -1,8 +1,8 @@
 """The journal: what a worker measures, appended to disk while it runs, so that a killed process loses a moment only.
 
-One folder per engine, one JSONL file per table. The first line of a file is the list of its columns; every further line
-is one row, a list in that order. A line that the kill cut in half is the last one, and readers leave it out. Times are
-nanoseconds since the engine's start of measurement.
+One folder per repeat of an engine, one JSONL file per table. The first line of a file is the list of its columns;
+every further line is one row, a list in that order. A line that the kill cut in half is the last one, and readers leave
+it out. Times are nanoseconds since the repeat's start of measurement.
 """
 
 import json
@@ -25,10 +25,10 @@ STEPS_FILE = "steps.jsonl"
 REQUESTS_FILE = "requests.jsonl"
 DEVICE_FILE = "device.jsonl"
 
-# The engine's name is the folder's, not every row's.
-_STEP_FIELDS = tuple(STEP_COLUMNS)[1:]
-_REQUEST_FIELDS = tuple(REQUEST_COLUMNS)[1:]
-_DEVICE_FIELDS = tuple(DEVICE_COLUMNS)[1:]
+# The engine's name and the number of its repeat are the folder's, not every row's.
+_STEP_FIELDS = tuple(STEP_COLUMNS)[2:]
+_REQUEST_FIELDS = tuple(REQUEST_COLUMNS)[2:]
+_DEVICE_FIELDS = tuple(DEVICE_COLUMNS)[2:]
 
 _USAGE_FIELDS = ("token_state", "reserved", "internal", "external", "cached", "free", "shared_saved")
 _step_values = attrgetter(
@@ -98,7 +98,7 @@ class JournalFile:
 
 
 class Journal:
-    """The three files of one engine. Samples may come from another thread than the rest."""
+    """The three files of one repeat. Samples may come from another thread than the rest."""
 
     def __init__(self, folder: Path, start_ns: int) -> None:
         self.start_ns = start_ns

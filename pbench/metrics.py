@@ -1,4 +1,4 @@
-"""The summary of one engine, from its three tables: the figures of ``pbench.results.METRICS``.
+"""The summary of one repeat of an engine, from its three tables: the figures of ``pbench.results.METRICS``.
 
 Definitions, where more than one is in use:
 
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pbench.results import METRICS, SHARER_COLUMNS
+from pbench.results import METRICS, SHARER_COLUMNS, SteadyState
+from pbench.steady_state import find_steady_state, steady_rate
 from pbench.tables import Tables
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Summary(NamedTuple):
 
     values: dict[str, float | int | None]
     notes: tuple[str, ...]
+    samples: dict[str, int]  # of the percentiles: how many values each is of
+    steady: SteadyState | None
 
 
 def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
@@ -55,7 +58,8 @@ def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
     joules, energy_notes = _energy(device)
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, output_tokens, requests, len(finished))
-    values |= _latencies(finished)
+    latencies, samples = _latencies(finished)
+    values |= latencies
     values |= _occupation(steps)
     values |= _sharing(steps, pool)
     values |= _counts(steps)
@@ -66,7 +70,11 @@ def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
     values["num_finished"] = len(finished)
     if joules is not None and output_tokens:
         values["joules_per_output_token"] = joules / output_tokens
-    return Summary(values, (*_step_notes(steps), *_latency_notes(len(finished)), *energy_notes))
+    steady = find_steady_state(steps)
+    if steady is not None:
+        values["steady_output_tokens_per_s"] = steady_rate(steps, steady)
+    notes = (*_step_notes(steps), *_latency_notes(len(finished)), *energy_notes)
+    return Summary(values, notes, samples, steady)
 
 
 def _duration_s(steps: "pd.DataFrame") -> float | None:
@@ -89,7 +97,8 @@ def _rates(
     }
 
 
-def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
+def _latencies(finished: "pd.DataFrame") -> tuple[dict[str, float | int | None], dict[str, int]]:
+    """Percentiles in milliseconds, and how many values each is of."""
     arrival_ns = _floats(finished["arrival_ns"])
     first_token_ns = _floats(finished["first_token_ns"])
     finished_ns = _floats(finished["finished_ns"])
@@ -97,6 +106,7 @@ def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
     has_gaps = tokens_per_sequence > 1  # a single token has no gap after it
     gap_ns = (finished_ns - first_token_ns)[has_gaps] / (tokens_per_sequence[has_gaps] - 1)
     values: dict[str, float | int | None] = {}
+    samples: dict[str, int] = {}
     for name, nanoseconds in (
         ("ttft", first_token_ns - arrival_ns),
         ("tpot", gap_ns),
@@ -105,7 +115,8 @@ def _latencies(finished: "pd.DataFrame") -> dict[str, float | int | None]:
         measured = nanoseconds[~np.isnan(nanoseconds)]
         for percent in (50, 90, 99):
             values[f"{name}_ms_p{percent}"] = float(np.percentile(measured, percent)) / 1e6 if len(measured) else None
-    return values
+            samples[f"{name}_ms_p{percent}"] = len(measured)
+    return values, samples
 
 
 def _spans_ns(steps: "pd.DataFrame") -> npt.NDArray[np.float64]:

@@ -62,7 +62,7 @@ class PoolHistory:
             self._interval_ns = (self._moments[-1][0] - self._moments[0][0]) // (len(self._moments) - 1)
         self._next_ns = max(now_ns + self._interval_ns, self._start_ns + round(self._spent_ns / COST_SHARE))
 
-    def write(self, folder: Path, engine: str) -> None:
+    def write(self, folder: Path, engine: str, repeat: int = 1) -> None:
         """Write all that is kept as a table of ``POOL_MAP_COLUMNS``; nothing where nothing was kept."""
         if not self._moments:
             return
@@ -70,12 +70,12 @@ class PoolHistory:
 
         times_ns = np.repeat(self.times_ns, [len(each) for _, each in self._moments])
         table = pd.DataFrame(np.concatenate([each for _, each in self._moments]), columns=list(SPAN_FIELDS))
-        table["engine"], table["time_ns"] = engine, times_ns
+        table["engine"], table["repeat"], table["time_ns"] = engine, repeat, times_ns
         write_table(folder / POOL_MAP_FILE, table, POOL_MAP_COLUMNS)
 
 
 def gather_pool_maps(folder: Path, journals: Iterable[Path]) -> None:
-    """Write the maps that several engines left in their ``journals`` as one table of the run ``folder``, if any did."""
+    """Write the maps that several repeats left in their ``journals`` as one table of the run ``folder``, if any did."""
     import pandas as pd
 
     paths = (journal / POOL_MAP_FILE for journal in journals)

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 def write_prefix_hits(folder: Path, workload: "Workload") -> None:
     """Add the table of shared prefixes to a run's ``folder``; none where no two prompts begin alike."""
     paths = prefix_paths(workload.requests)
-    by_engine = Run(folder).requests().groupby("engine", sort=False)
-    tables = [prefix_hits(paths, requests, str(engine)) for engine, requests in by_engine]
+    by_repeat = Run(folder).requests().groupby(["engine", "repeat"], sort=False)
+    tables = [
+        prefix_hits(paths, rows, str(rows["engine"].iloc[0]), int(rows["repeat"].iloc[0])) for _, rows in by_repeat
+    ]
     if paths.prefixes and tables:
         import pandas as pd
 
         write_table(folder / PREFIX_FILE, pd.concat(tables, ignore_index=True), PREFIX_COLUMNS)
 
 
-def prefix_hits(paths: PrefixPaths, requests: "pd.DataFrame", engine: str) -> "pd.DataFrame":
+def prefix_hits(paths: PrefixPaths, requests: "pd.DataFrame", engine: str, repeat: int = 1) -> "pd.DataFrame":
     """A request's hits are the leading tokens of its prompt: each prefix on its way gets what of them lies in it."""
     import pandas as pd
 
     table = pd.DataFrame(paths.prefixes)
-    table["prefix"], table["engine"] = np.arange(len(table)), engine
+    table["prefix"], table["engine"], table["repeat"] = np.arange(len(table)), engine, repeat
     num_hits = requests["num_prefix_hit_tokens"].to_numpy(dtype=np.int64)
     places = paths.deepest[requests["request_id"].to_numpy(dtype=np.int64)]
     hit_tokens, num_hit_requests = np.zeros(len(table), np.int64), np.zeros(len(table), np.int64)

@@ -8,15 +8,21 @@ A run is a folder::
     device.parquet    one row per sample of the device (columns: DEVICE_COLUMNS)
     prefixes.parquet  one row per engine and prompt prefix that requests share (columns: PREFIX_COLUMNS)
     pool_map.parquet  one row per stretch of the pool, at a bounded number of moments (columns: POOL_MAP_COLUMNS)
+    tokens.parquet    one row per token given out      (columns: TOKEN_COLUMNS)
     report.html
 
-All times in the tables are nanoseconds since the engine's own start of measurement, so that engines that ran one
-after the other lie on one axis. JSON and parquet only. Every file is written to a temporary name and renamed.
+A row belongs to one repeat of one engine: ``engine`` and ``repeat`` name it. All times in the tables are nanoseconds
+since that repeat's own start of measurement, so that those that ran one after the other lie on one axis. JSON and
+parquet only. Every file is written to a temporary name and renamed.
 
 History of the format (``SCHEMA_VERSION``):
 
 1   the first.
 2   steps count near misses, and blocks by their sharers; a map of the pool; the prefixes.
+3   engines are repeated: tables have a column ``repeat``, an engine's summary is the mean over its repeats and has
+    intervals; a repeat keeps its own summary, warm-up and steady stretch; checks of validity; token times.
+
+Records of version 2 are read as if every engine had run once.
 """
 
 import json
@@ -28,16 +34,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pbench.errors import ResultError
+from pbench.repeat import CONFIDENCE as CONFIDENCE
+from pbench.repeat import OUTCOMES as OUTCOMES
+from pbench.repeat import WIDE_SPREAD_PCT as WIDE_SPREAD_PCT
+from pbench.repeat import Check as Check
+from pbench.repeat import Interval as Interval
+from pbench.repeat import Repeat as Repeat
+from pbench.repeat import SteadyState as SteadyState
+from pbench.repeat import WarmUp as WarmUp
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (2, 3)
 
 STATUSES = ("running", "complete", "failed", "interrupted")
 
 STEP_COLUMNS = {
     "engine": "string",
+    "repeat": "int32",  # of the engine, from 1
     "step": "int64",
     "start_ns": "int64",
     "end_ns": "int64",
@@ -78,6 +94,7 @@ SHARER_COLUMNS = tuple(name for name in STEP_COLUMNS if name.startswith("blocks_
 
 REQUEST_COLUMNS = {
     "engine": "string",
+    "repeat": "int32",
     "request_id": "int64",
     "status": "string",  # finished | aborted | unfinished (the run ended first)
     "arrival_ns": "int64",  # intended
@@ -96,6 +113,7 @@ REQUEST_COLUMNS = {
 
 DEVICE_COLUMNS = {
     "engine": "string",
+    "repeat": "int32",
     "time_ns": "int64",
     "source": "string",  # nvml | process
     "device_used_bytes": "Int64",  # NVML: memory used on the GPU, by everybody
@@ -115,6 +133,7 @@ DEVICE_COLUMNS = {
 PREFIX_FILE = "prefixes.parquet"
 PREFIX_COLUMNS = {
     "engine": "string",
+    "repeat": "int32",
     "prefix": "int64",  # its number, parents before children
     "parent": "int64",  # -1: none
     "start": "int64",  # tokens before it, which its requests share too
@@ -127,6 +146,7 @@ PREFIX_COLUMNS = {
 POOL_MAP_FILE = "pool_map.parquet"
 POOL_MAP_COLUMNS = {
     "engine": "string",
+    "repeat": "int32",
     "time_ns": "int64",  # of the moment: between two steps
     # A stretch of the pool that is alike all over, in slots; those of a moment tile the pool
     "start": "int32",
@@ -140,6 +160,18 @@ POOL_MAP_COLUMNS = {
     "cached": "int32",
     "free": "int32",
 }
+
+TOKEN_FILE = "tokens.parquet"
+TOKEN_COLUMNS = {
+    "engine": "string",
+    "repeat": "int32",
+    "request_id": "int32",
+    "sequence": "int16",  # which of the request's
+    "step": "int32",  # that gave it out; the token's time is the step's end
+}
+
+# Columns that tables of an earlier version lack, and what stands for them.
+_SUBSTITUTES = {"repeat": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +192,13 @@ METRICS: tuple[Metric, ...] = (
         "tok/s",
         True,
         "generated tokens over the wall time of the whole workload",
+    ),
+    Metric(
+        "steady_output_tokens_per_s",
+        "output tokens/s, steady",
+        "tok/s",
+        True,
+        "generated tokens over time in the stretch in which the throughput was steady (MSER)",
     ),
     Metric(
         "total_tokens_per_s",
@@ -375,18 +414,42 @@ METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """How one engine did."""
+    """How one engine did: what its repeats have in common, and what follows from all of them together."""
 
     spec: str  # "paged", "contiguous:max", ...
-    status: str  # one of STATUSES
+    status: str  # one of STATUSES; the worst of its repeats
     reason: str | None = None  # why it failed or was interrupted
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved
     pool: Mapping[str, Any] = field(
         default_factory=dict
     )  # num_slots, slot_bytes, pool_bytes, block_size, weights_bytes
     memory: Mapping[str, int] = field(default_factory=dict)  # the peak's parts in bytes, see pbench.memory_account
-    summary: Mapping[str, float | int | None] = field(default_factory=dict)  # by Metric.name; None: not measured
+    # By Metric.name, the mean over the complete repeats; None: not measured
+    summary: Mapping[str, float | int | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a reader must know before believing the figures
+    intervals: Mapping[str, Interval] = field(default_factory=dict)  # by Metric.name; of two complete repeats or more
+    unsupported: tuple[str, ...] = ()  # Metric.name of percentiles that too few values support
+    repeats: tuple[Repeat, ...] = ()  # those that were started, by Repeat.repeat; none of a simulation
+    checks: tuple[Check, ...] = ()  # each with the worst outcome of its repeats
+
+    def values(self, name: str) -> tuple[float | int, ...]:
+        """A metric of every complete repeat that measured it, in their order; of an engine without repeats its own."""
+        complete = [repeat for repeat in self.repeats if repeat.status == "complete"]
+        summaries = [repeat.summary for repeat in complete] or [self.summary]
+        return tuple(value for summary in summaries if (value := summary.get(name)) is not None)
+
+    @property
+    def typical_repeat(self) -> int:
+        """The repeat to show where one must stand for all: the complete one of median output tokens/s, else the last.
+
+        Of an even number the lower of the middle two; 1 without repeats.
+        """
+        name = "output_tokens_per_s"
+        complete = [repeat for repeat in self.repeats if repeat.status == "complete"]
+        ranked = sorted(complete, key=lambda repeat: repeat.summary.get(name) or 0)
+        if ranked:
+            return ranked[(len(ranked) - 1) // 2].repeat
+        return self.repeats[-1].repeat if self.repeats else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +464,7 @@ class RunResult:
     config: Mapping[str, Any]  # resolved, as far as the engines have it in common
     environment: Mapping[str, Any]
     engines: tuple[EngineResult, ...]
+    checks: tuple[Check, ...] = ()  # of the engines against each other
     schema_version: int = SCHEMA_VERSION
 
 
@@ -440,6 +504,10 @@ class Run:
         """Table with ``POOL_MAP_COLUMNS``; empty when the run kept none."""
         return _read_table(self.path / POOL_MAP_FILE, POOL_MAP_COLUMNS)
 
+    def tokens(self) -> "pd.DataFrame":
+        """Table with ``TOKEN_COLUMNS``; empty when the run kept none."""
+        return _read_table(self.path / TOKEN_FILE, TOKEN_COLUMNS)
+
 
 def read_result(folder: Path) -> RunResult:
     """Read ``folder/run.json``.
@@ -456,15 +524,28 @@ def read_result(folder: Path) -> RunResult:
     except (OSError, ValueError) as error:
         raise ResultError(f"{path} cannot be read: {error}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
         raise ResultError(
-            f"{path} has schema version {version!r}; this pbench reads version {SCHEMA_VERSION}: run the workload again"
+            f"{path} has schema version {version!r}; this pbench reads versions {known}: run the workload again"
         )
     try:
-        engines = tuple(EngineResult(**(engine | {"notes": tuple(engine["notes"])})) for engine in data.pop("engines"))
-        return RunResult(**(data | {"command": tuple(data["command"])}), engines=engines)
+        engines = tuple(map(_engine, data.pop("engines")))
+        checks = tuple(Check(**check) for check in data.pop("checks", ()))
+        return RunResult(**(data | {"command": tuple(data["command"])}), engines=engines, checks=checks)
     except (KeyError, TypeError) as error:
         raise ResultError(f"{path} is not a complete record: {error}") from error
+
+
+def _engine(data: Mapping[str, Any]) -> EngineResult:
+    fields = dict(data)
+    intervals = {name: Interval(**one) for name, one in fields.pop("intervals", {}).items()}
+    repeats = tuple(map(Repeat.from_json, fields.pop("repeats", ())))
+    checks = tuple(Check(**check) for check in fields.pop("checks", ()))
+    notes, unsupported = tuple(fields.pop("notes")), tuple(fields.pop("unsupported", ()))
+    return EngineResult(
+        **fields, notes=notes, intervals=intervals, unsupported=unsupported, repeats=repeats, checks=checks
+    )
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -474,10 +555,13 @@ def write_result(folder: Path, result: RunResult) -> None:
 
 
 def write_table(path: Path, rows: "list[dict[str, Any]] | pd.DataFrame", columns: Mapping[str, str]) -> None:
-    """Write rows as a parquet file with exactly ``columns`` (name -> pandas dtype), atomically."""
+    """Write rows as a parquet file with exactly ``columns`` (name -> pandas dtype), atomically.
+
+    Rows that do not say of which repeat they are, are of the first.
+    """
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+    table = pd.DataFrame(rows, columns=list(columns)).fillna(_SUBSTITUTES).astype(dict(columns))
     write_atomically(path, lambda stream: table.to_parquet(stream, index=False))
 
 
@@ -502,6 +586,8 @@ def _read_table(path: Path, columns: Mapping[str, str]) -> "pd.DataFrame":
     if not path.exists():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
     try:
-        return pd.read_parquet(path)[list(columns)].astype(dict(columns))
+        table = pd.read_parquet(path)
+        missing = {name: value for name, value in _SUBSTITUTES.items() if name in columns and name not in table}
+        return table.assign(**missing)[list(columns)].astype(dict(columns))
     except (OSError, ValueError, KeyError) as error:
         raise ResultError(f"{path} cannot be read as a table of this run: {error}") from error

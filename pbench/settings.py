@@ -47,6 +47,7 @@ class RunOptions:
     out: Path | None = None
     sample_interval: float = 0.1  # seconds
     timeout: float | None = None  # seconds
+    repeats: int = 1
     no_prefix_cache: bool = False
     partial_hits: bool = False
     no_chunked_prefill: bool = False

@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class Tables(NamedTuple):
-    """What one engine measured, with the columns of ``pbench.results``."""
+    """What one repeat of an engine measured, with the columns of ``pbench.results``."""
 
     steps: "pd.DataFrame"
     requests: "pd.DataFrame"  # one row a request, in order of request_id
     device: "pd.DataFrame"
 
 
-def read_journal(folder: Path, engine: str) -> Tables:
-    """The tables of the engine that journalled into ``folder``; empty ones where it came to nothing.
+def read_journal(folder: Path, engine: str, repeat: int = 1) -> Tables:
+    """The tables of the repeat of ``engine`` that was journalled into ``folder``; empty where it came to nothing.
 
     A request is noted when it is offered and again when it leaves; the last note stands.
 
@@ -30,14 +30,14 @@ def read_journal(folder: Path, engine: str) -> Tables:
     """
     latest = {row["request_id"]: row for row in read_rows(folder / REQUESTS_FILE)}
     return Tables(
-        steps=_table(read_rows(folder / STEPS_FILE), engine, STEP_COLUMNS),
-        requests=_table([latest[request_id] for request_id in sorted(latest)], engine, REQUEST_COLUMNS),
-        device=_table(read_rows(folder / DEVICE_FILE), engine, DEVICE_COLUMNS),
+        steps=_table(read_rows(folder / STEPS_FILE), engine, repeat, STEP_COLUMNS),
+        requests=_table([latest[request_id] for request_id in sorted(latest)], engine, repeat, REQUEST_COLUMNS),
+        device=_table(read_rows(folder / DEVICE_FILE), engine, repeat, DEVICE_COLUMNS),
     )
 
 
 def write_tables(folder: Path, tables: list[Tables]) -> None:
-    """Write the tables of all engines as the parquet files of a run folder, atomically, each as a whole."""
+    """Write the tables of all repeats as the parquet files of a run folder, atomically, each as a whole."""
     import pandas as pd
 
     for name, columns in (
@@ -46,13 +46,13 @@ def write_tables(folder: Path, tables: list[Tables]) -> None:
         ("device", DEVICE_COLUMNS),
     ):
         frames = [frame for frame in (getattr(table, name) for table in tables) if len(frame)]
-        whole = pd.concat(frames, ignore_index=True) if frames else _table([], "", columns)
+        whole = pd.concat(frames, ignore_index=True) if frames else _table([], "", 1, columns)
         write_table(folder / f"{name}.parquet", whole, columns)
 
 
-def _table(rows: list[dict[str, object]], engine: str, columns: Mapping[str, str]) -> "pd.DataFrame":
+def _table(rows: list[dict[str, object]], engine: str, repeat: int, columns: Mapping[str, str]) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns))
-    table["engine"] = engine
+    table["engine"], table["repeat"] = engine, repeat
     return table.astype(dict(columns))

@@ -44,8 +44,11 @@ class Target(Protocol):
     def memory_bytes(self) -> dict[str, int]:
         """What it holds on the device, by ``pbench.memory_account.KNOWN_PARTS``."""
 
-    def warm_up(self) -> None:
-        """Compile and capture what the measured steps will use, and leave the pool empty."""
+    def warm_up(self) -> int | None:
+        """Compile and capture what the measured steps will use, and leave the pool empty.
+
+        Returns the number of steps that ran; None where nobody counts them.
+        """
 
     def unfinished(self) -> Sequence[RequestRecord]:
         """How the requests stand that have not left the engine."""

@@ -124,7 +124,9 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
     requests = prepare(workload, config.model.vocab_size)
     engine = load_factory(job.engine_factory)(config, job.engine.weights)
     events.send({"event": "stage", "stage": "warming up"})
-    engine.warm_up()
+    warm_up_start_ns = time.monotonic_ns()
+    num_warm_up_steps = engine.warm_up()
+    warm_up_s = (time.monotonic_ns() - warm_up_start_ns) / 1e9
     torch_device = _torch_device(config.device)
     nvml, nvml_note = _open_nvml(torch_device)
     events.send(
@@ -132,6 +134,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
             "event": "ready",
             "pool": _describe_pool(engine),
             "memory": engine.memory_bytes(),
+            "warm_up": {"duration_s": warm_up_s, "num_steps": num_warm_up_steps},
             "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
         }
     )
@@ -155,7 +158,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
             if job.sample_interval_s > 0:
                 sampler.stop()
             if history is not None:
-                history.write(Path(job.journal), job.engine.memory)
+                history.write(Path(job.journal), job.engine.memory, job.repeat)
         # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
         playback.note_unfinished()
     notes = tuple(note for note in (nvml_note, probe.lost_note) if note)

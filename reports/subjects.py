@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """One engine of one run: what is compared on the page."""
+    """One engine of one run: what is compared on the page. Of its repeats the tables are the typical one's."""
 
     key: str  # unique on the page and safe in an HTML id
     label: str  # unique on the page; text that others wrote
@@ -75,7 +75,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
         steps, requests, device = run.steps(), run.requests(), run.device()
         prefixes, pool_map = run.prefixes(), run.pool_map()
         for engine in result.engines:
-            rows = partial(_rows_of, engine.spec)
+            rows = partial(_rows_of, engine.spec, engine.typical_repeat)
             index = len(subjects)
             label = engine.spec if times_seen[engine.spec] == 1 else f"{engine.spec} ({result.run_id})"
             if any(label == subject.label for subject in subjects):  # the same run, given twice
@@ -102,5 +102,6 @@ def floats(table: "pd.DataFrame", column: str) -> Floats:
     return table[column].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _rows_of(spec: str, table: "pd.DataFrame", time_column: str) -> "pd.DataFrame":
-    return table[table["engine"] == spec].sort_values(time_column, kind="stable").reset_index(drop=True)
+def _rows_of(spec: str, repeat: int, table: "pd.DataFrame", time_column: str) -> "pd.DataFrame":
+    is_own = (table["engine"] == spec) & (table["repeat"] == repeat)
+    return table[is_own].sort_values(time_column, kind="stable").reset_index(drop=True)

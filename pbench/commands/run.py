@@ -83,7 +83,15 @@ Exit codes:
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Kill an engine that takes longer.",
+    help="Kill an engine that takes longer, in each repeat.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Run every engine N times, each in a fresh process, in turns; figures then have intervals.",
 )
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
@@ -118,6 +126,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         notes=settings.notes,
         sample_interval_s=asked.sample_interval,
         timeout_s=asked.timeout,
+        num_repeats=asked.repeats,
     )
     console = Console(highlight=False)
     for line in settings.lines():

@@ -345,7 +345,7 @@ def test_steps_overlap_without_changing_what_is_scheduled() -> None:
 
 def test_warm_up_leaves_no_trace() -> None:
     engine = make_engine(None)
-    engine.warm_up()
+    assert engine.warm_up() > 0
     assert engine.memory.usage(None).free == engine.num_slots
     engine.add_request(Request(0, [1, 2, 3], SamplingParams(max_tokens=2)))
     assert engine.step().record.step == 0

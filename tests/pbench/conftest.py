@@ -64,6 +64,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
         on_event: Callable[[str, Mapping[str, Any]], None] = lambda engine, event: None,
         engine_factory: str = ENGINE_FACTORY,
         timeout_s: float | None = None,
+        num_repeats: int = 1,
     ) -> RunResult:
         settings = resolve(options)
         folder = tmp_path / "run"
@@ -80,6 +81,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
             notes=settings.notes,
             sample_interval_s=options.sample_interval,
             timeout_s=timeout_s,
+            num_repeats=num_repeats,
             engine_factory=engine_factory,
         )
         return Experiment(plan, SilentView(on_event)).run()

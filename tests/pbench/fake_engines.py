@@ -66,14 +66,15 @@ def _with_step(engine: Engine, act: Callable[[int], object]) -> Engine:
     """The engine with ``act(number of the step)`` before each of its measured steps."""
     launch, warm_up = engine.runner.launch, engine.warm_up
 
-    def warm_up_then_act() -> None:
-        warm_up()
+    def warm_up_then_act() -> int:
+        num_steps = warm_up()
 
         def act_then_launch(plan: StepPlan):  # type: ignore[no-untyped-def]
             act(plan.step)
             return launch(plan)
 
         engine.runner.launch = act_then_launch  # type: ignore[method-assign]
+        return num_steps
 
     engine.warm_up = warm_up_then_act  # type: ignore[method-assign]
     return engine

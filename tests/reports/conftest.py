@@ -99,6 +99,7 @@ class Simulation:
                 leaving.append(request)
         self.steps.append(
             dict.fromkeys(STEP_COLUMNS, 0)
+            | {"repeat": 1}
             | {
                 "engine": self.spec,
                 "step": len(self.steps),
@@ -169,6 +170,7 @@ class Simulation:
     def requests(self) -> list[Row]:
         return [
             dict.fromkeys(REQUEST_COLUMNS, 0)
+            | {"repeat": 1}
             | {
                 "engine": self.spec,
                 "request_id": request,

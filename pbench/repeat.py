@@ -1,0 +1,88 @@
+"""What the record keeps of a repeat: one engine, played once through the workload in a process of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CONFIDENCE = 0.95  # of every interval
+WIDE_SPREAD_PCT = 10.0  # repeats further apart than this are flagged
+
+OUTCOMES = ("fail", "warn", "unknown", "pass")  # of a check, worst first; unknown: this machine cannot tell
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Student's t interval of a figure over the repeats, at ``CONFIDENCE``, and how far apart these lie."""
+
+    low: float
+    high: float
+    spread_pct: float | None  # largest minus smallest, in % of the mean; None where that is 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the repeats lie so far apart that a reader must know."""
+        return self.spread_pct is not None and self.spread_pct > WIDE_SPREAD_PCT
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that a careful reader would verify before believing the figures."""
+
+    name: str
+    outcome: str  # one of OUTCOMES
+    detail: str  # what was seen, for people
+    figure: float | None = None  # what was judged
+    unit: str = ""  # of the figure, as in ``Metric.unit``
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What ran before the measurement, and counts in no figure."""
+
+    duration_s: float
+    num_steps: int | None = None  # None: the engine does not say
+
+
+@dataclass(frozen=True, slots=True)
+class SteadyState:
+    """The stretch of a repeat in which the throughput was steady: see ``pbench.steady_state``."""
+
+    start_ns: int  # since the start of measurement
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """One repeat of an engine: everything that was measured of it alone. The raw rows are in the tables."""
+
+    repeat: int  # from 1, as in the tables
+    status: str  # one of ``pbench.results.STATUSES``
+    reason: str | None = None
+    position: int = 0  # how many repeats of any engine ran before it
+    started_at: str = ""  # ISO 8601, UTC
+    memory: Mapping[str, int] = field(default_factory=dict)
+    summary: Mapping[str, float | int | None] = field(default_factory=dict)  # by Metric.name; None: not measured
+    samples: Mapping[str, int] = field(default_factory=dict)  # by Metric.name of a percentile: values that it is of
+    warm_up: WarmUp | None = None  # None: it did not get so far
+    steady: SteadyState | None = None  # None: not found
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Repeat":
+        """The repeat that ``dataclasses.asdict`` made a dictionary of.
+
+        Raises:
+            TypeError, KeyError: a field is missing or unknown.
+
+        """
+        fields = dict(data)
+        warm_up, steady = fields.pop("warm_up"), fields.pop("steady")
+        checks, notes = fields.pop("checks"), fields.pop("notes")
+        return cls(
+            **fields,
+            warm_up=None if warm_up is None else WarmUp(**warm_up),
+            steady=None if steady is None else SteadyState(**steady),
+            checks=tuple(Check(**check) for check in checks),
+            notes=tuple(notes),
+        )

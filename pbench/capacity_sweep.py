@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pbench.comparison import NOT_MEASURED
+from pbench.figure_text import NOT_MEASURED
 from pbench.live import LineView
 from pbench.results import Run, RunResult
 from pbench.simulation import Simulation, SimulationPlan

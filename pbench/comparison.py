@@ -6,14 +6,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pbench.figure_text import NOT_MEASURED, figure_text, legend
+from pbench.intervals import paired_ratio
 from pbench.results import METRICS, EngineResult, RunResult
 from pbench.units import format_bytes, format_quantity, printable
-
-NOT_MEASURED = "-"
 
 # What a reader asks first; the rest is in run.json and in the report.
 _SHOWN = (
     "output_tokens_per_s",
+    "steady_output_tokens_per_s",
     "total_tokens_per_s",
     "requests_per_s",
     "duration_s",
@@ -51,6 +52,11 @@ def print_comparison(result: RunResult, console: Console) -> None:
     console.print(_table(result.engines))
     if len(result.engines) > 2:
         console.print(Text(_ratio_line(result.engines)), soft_wrap=True)
+    for mark in legend(result.engines):
+        console.print(Text(mark), soft_wrap=True)
+    for engine in result.engines:
+        if engine.repeats:
+            console.print(Text(f"before the clock ({engine.spec}): {_warm_up_line(engine)}"), soft_wrap=True)
     for engine in result.engines:
         if engine.memory:
             console.print(Text(f"memory at its peak ({engine.spec}): {_memory_line(engine.memory)}"), soft_wrap=True)
@@ -65,9 +71,37 @@ def print_comparison(result: RunResult, console: Console) -> None:
 
 def _ratio_line(engines: tuple[EngineResult, ...]) -> str:
     first, *others = engines
-    name = "output_tokens_per_s"
-    ratios = (f"{format_ratio(first.summary.get(name), other.summary.get(name))} {other.spec}" for other in others)
+    ratios = (f"{_ratio(first, other, 'output_tokens_per_s')} {other.spec}" for other in others)
     return f"output tokens/s of {first.spec}: {', '.join(ratios)}"
+
+
+def _ratio(first: EngineResult, other: EngineResult, name: str) -> str:
+    """The first's figure over the other's, with its interval: repeats of one round ran side by side, so in pairs."""
+    text = format_ratio(first.summary.get(name), other.summary.get(name))
+    ours, theirs = first.values_by_repeat(name), other.values_by_repeat(name)
+    rounds = sorted(ours.keys() & theirs.keys())
+    bounds = paired_ratio([theirs[number] for number in rounds], [ours[number] for number in rounds])
+    if bounds is None or bounds[0] == bounds[1]:
+        return text
+    return f"{text} [{format_ratio(bounds[0], 1)[:-1]}, {format_ratio(bounds[1], 1)[:-1]}]"
+
+
+def _warm_up_line(engine: EngineResult) -> str:
+    """How long the engine warmed up, and from when to when it was steady, over its repeats."""
+    warm_ups = [repeat.warm_up for repeat in engine.repeats if repeat.warm_up is not None]
+    if not warm_ups:
+        return "it never got so far"
+    longest = max(warm_ups, key=lambda warm_up: warm_up.duration_s)
+    steps = "" if longest.num_steps is None else f", {longest.num_steps} steps"
+    at_most = "at most " if len(warm_ups) > 1 else ""
+    steady = [repeat.steady for repeat in engine.repeats if repeat.steady is not None]
+    text = f"warm-up of {at_most}{format_quantity(longest.duration_s, 's')}{steps}; steady"
+    if not steady:
+        return f"{text}: never, by MSER"
+    first_s, last_s = (format_quantity(value / 1e9, "s") for value in (steady[0].start_ns, steady[0].end_ns))
+    if len(engine.repeats) == 1:
+        return f"{text} from {first_s} to {last_s}, by MSER"
+    return f"{text} in {len(steady)} of {len(engine.repeats)} repeats (the first of them from {first_s} to {last_s})"
 
 
 def _memory_line(memory: Mapping[str, int]) -> str:
@@ -101,7 +135,7 @@ def _table(engines: tuple[EngineResult, ...]) -> RenderableType:
         metric = metrics[name]
         table.add_row(
             Text(metric.label),
-            *(Text(NOT_MEASURED if value is None else format_quantity(value, metric.unit)) for value in values),
-            *(format_ratio(values[0], other.summary.get(name)) for other in others),
+            *(Text(figure_text(engine, metric)) for engine in engines),
+            *(_ratio(first, other, name) for other in others),
         )
     return table

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from statistics import fmean, stdev, variance
 
-from pbench.repeat import CONFIDENCE, Interval
+from pbench.repeat import CONFIDENCE, WIDE_SPREAD_PCT, Interval
 
 
 def interval_of(values: Sequence[float]) -> Interval | None:
@@ -19,7 +19,8 @@ def interval_of(values: Sequence[float]) -> Interval | None:
     mean = fmean(values)
     half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
     spread_pct = 100 * (max(values) - min(values)) / abs(mean) if mean else None
-    return Interval(mean - half, mean + half, spread_pct)
+    is_wide = spread_pct is not None and spread_pct > WIDE_SPREAD_PCT
+    return Interval(mean - half, mean + half, spread_pct, is_wide)
 
 
 def paired_ratio(first: Sequence[float], other: Sequence[float]) -> tuple[float, float] | None:
@@ -28,7 +29,7 @@ def paired_ratio(first: Sequence[float], other: Sequence[float]) -> tuple[float,
     None for fewer than two pairs, or where a figure is not above 0: it has no logarithm.
     """
     pairs = list(zip(first, other, strict=True))
-    if len(pairs) < 2 or min(*first, *other) <= 0:
+    if len(pairs) < 2 or min((*first, *other)) <= 0:
         return None
     logs = [math.log(b / a) for a, b in pairs]
     half = t_quantile(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
@@ -40,7 +41,7 @@ def welch_ratio(first: Sequence[float], other: Sequence[float]) -> tuple[float, 
 
     None for fewer than two of either, or where a figure is not above 0.
     """
-    if min(len(first), len(other)) < 2 or min(*first, *other) <= 0:
+    if min(len(first), len(other)) < 2 or min((*first, *other)) <= 0:
         return None
     bounds = welch_difference([math.log(value) for value in first], [math.log(value) for value in other])
     assert bounds is not None

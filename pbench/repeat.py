@@ -17,11 +17,7 @@ class Interval:
     low: float
     high: float
     spread_pct: float | None  # largest minus smallest, in % of the mean; None where that is 0
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether the repeats lie so far apart that a reader must know."""
-        return self.spread_pct is not None and self.spread_pct > WIDE_SPREAD_PCT
+    is_wide: bool = False  # flagged: they lie further apart than ``WIDE_SPREAD_PCT``
 
 
 @dataclass(frozen=True, slots=True)

@@ -434,9 +434,13 @@ class EngineResult:
 
     def values(self, name: str) -> tuple[float | int, ...]:
         """A metric of every complete repeat that measured it, in their order; of an engine without repeats its own."""
+        return tuple(self.values_by_repeat(name).values())
+
+    def values_by_repeat(self, name: str) -> dict[int, float | int]:
+        """The same by ``Repeat.repeat``."""
         complete = [repeat for repeat in self.repeats if repeat.status == "complete"]
-        summaries = [repeat.summary for repeat in complete] or [self.summary]
-        return tuple(value for summary in summaries if (value := summary.get(name)) is not None)
+        summaries = {repeat.repeat: repeat.summary for repeat in complete} or {1: self.summary}
+        return {number: value for number, summary in summaries.items() if (value := summary.get(name)) is not None}
 
     @property
     def typical_repeat(self) -> int:

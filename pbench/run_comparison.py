@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any
 
 from pbench.errors import IncomparableError, UsageError
-from pbench.results import METRICS, EngineResult, Metric, RunResult
+from pbench.figure_text import NOT_MEASURED, figure_text
+from pbench.intervals import welch_difference, welch_ratio
+from pbench.results import CONFIDENCE, METRICS, EngineResult, Interval, Metric, RunResult
+from pbench.run_sides import LabelledRun
 from pbench.units import printable
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -13,7 +17,8 @@ _RATE_UNITS = ("tok/s", "req/s")
 _TIME_UNITS = ("ms", "s")
 
 SAME = "same"
-ABSENT = "-"
+NOT_SIGNIFICANT = "not significant"
+ABSENT = NOT_MEASURED
 
 # What must be equal before figures are compared. The seed goes with the hash: prompts are made from both.
 _IDENTITY = (
@@ -27,16 +32,10 @@ _IDENTITY = (
     "environment.gpu.driver_version",
 )
 
-NO_INTERVAL = "one run each: there is no interval, so how much of a difference is noise is not known"
+NO_INTERVAL = (
+    "not repeated on both sides (--repeats): there is no interval, so how much of a difference is noise is not known"
+)
 NO_NOISE = "simulated: the same code gives the same figures every time, so there is no noise and no interval"
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledRun:
-    """A run and what the user calls it."""
-
-    label: str  # its path
-    result: RunResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +52,44 @@ class SettingDifference:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricSide:
+    """One figure of one run: over its repeats, and of each."""
+
+    value: float | None  # the mean over the repeats; None: not measured
+    repeats: tuple[float, ...] = ()
+    interval: Interval | None = None
+    is_supported: bool = True  # False: a percentile of too few values
+    text: str = ABSENT  # the figure with its interval and marks
+
+
+@dataclass(frozen=True, slots=True)
 class MetricRow:
     """One figure in all runs."""
 
     metric: Metric
-    values: tuple[float | None, ...]  # None: not measured
+    sides: tuple[MetricSide, ...]
 
     @property
     def ratios(self) -> tuple[float | None, ...]:
-        """Every run's figure but the first's over the first's; None where the quotient has no meaning."""
-        first, *others = self.values
-        return tuple(other / first if first and first > 0 and other is not None else None for other in others)
+        """Every run's figure but the first's over the first's; None where the quotient has no meaning.
+
+        Of geometric means where there is an interval, which is about their quotient.
+        """
+        first, *others = self.sides
+        return tuple(_ratio(first, other, bounds) for other, bounds in zip(others, self.ratio_bounds, strict=True))
+
+    @property
+    def ratio_bounds(self) -> tuple[tuple[float, float] | None, ...]:
+        """The interval of each ratio; None where a side has fewer than two repeats, or a figure that is not above 0."""
+        first, *others = self.sides
+        return tuple(welch_ratio(first.repeats, other.repeats) for other in others)
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         """Every run but the first against the first, in words."""
-        first, *others = self.values
-        return tuple(_verdict(self.metric, first, other) for other in others)
+        first, *others = self.sides
+        triples = zip(others, self.ratios, self.ratio_bounds, strict=True)
+        return tuple(_verdict(self.metric, first, other, ratio, bounds) for other, ratio, bounds in triples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,7 @@ class EngineRows:
 
     specs: tuple[str, ...]
     rows: tuple[MetricRow, ...]
+    results: tuple[EngineResult, ...] = ()
 
     @property
     def title(self) -> str:
@@ -173,15 +194,24 @@ def _common_engines(runs: Sequence[LabelledRun]) -> list[tuple[EngineResult, ...
 
 
 def _engine_rows(group: Sequence[EngineResult]) -> EngineRows:
-    rows = (MetricRow(metric, tuple(engine.summary.get(metric.name) for engine in group)) for metric in METRICS)
-    measured = tuple(row for row in rows if any(value is not None for value in row.values))
-    return EngineRows(tuple(engine.spec for engine in group), measured)
+    rows = (MetricRow(metric, tuple(_side(engine, metric) for engine in group)) for metric in METRICS)
+    measured = tuple(row for row in rows if any(side.value is not None for side in row.sides))
+    return EngineRows(tuple(engine.spec for engine in group), measured, tuple(group))
+
+
+def _side(engine: EngineResult, metric: Metric) -> MetricSide:
+    return MetricSide(
+        engine.summary.get(metric.name),
+        engine.values(metric.name),
+        engine.intervals.get(metric.name),
+        metric.name not in engine.unsupported,
+        figure_text(engine, metric),
+    )
 
 
 def _notes(runs: Sequence[LabelledRun], groups: Sequence[Sequence[EngineResult]]) -> Iterator[str]:
     """What to know before believing the figures: the interval first."""
-    is_simulated = all(run.result.environment.get("is_simulated") for run in runs)
-    yield NO_NOISE if is_simulated else NO_INTERVAL
+    yield _interval_note(runs, groups)
     compared = [engine.spec for group in groups for engine in group]
     who_says: dict[str, list[str]] = {}
     for letter, run in zip(_LETTERS, runs, strict=False):
@@ -199,20 +229,62 @@ def _notes(runs: Sequence[LabelledRun], groups: Sequence[Sequence[EngineResult]]
         yield f"{printable(note)}{scope}"
 
 
-def _verdict(metric: Metric, first: float | None, other: float | None) -> str:
+def _interval_note(runs: Sequence[LabelledRun], groups: Sequence[Sequence[EngineResult]]) -> str:
+    if all(run.result.environment.get("is_simulated") for run in runs):
+        return NO_NOISE
+    numbers = [min(len(group[place].values("output_tokens_per_s")) for group in groups) for place in range(len(runs))]
+    if min(numbers) < 2:
+        return NO_INTERVAL
+    return (
+        f"intervals are Welch's t at {CONFIDENCE:.0%} over {' and '.join(map(str, numbers))} repeats, each figure by"
+        f" itself: of 20 figures that did not change, one is expected to be called different"
+    )
+
+
+def _ratio(first: MetricSide, other: MetricSide, bounds: tuple[float, float] | None) -> float | None:
+    if bounds is not None:
+        return geometric_mean(other.repeats) / geometric_mean(first.repeats)
+    if first.value is None or other.value is None or first.value <= 0:
+        return None
+    return other.value / first.value
+
+
+def _verdict(
+    metric: Metric, first: MetricSide, other: MetricSide, ratio: float | None, bounds: tuple[float, float] | None
+) -> str:
     """How ``other`` stands to ``first``; SAME as far as a factor of two decimals tells."""
-    if first is None or other is None:
+    if first.value is None or other.value is None:
         return ""
-    is_more = other > first
-    low, high = sorted((first, other))
-    factor = f"{high / low:.2f}x " if low > 0 else ""
-    if first == other or factor == "1.00x ":
+    is_more = other.value > first.value if ratio is None else ratio > 1
+    factor = f"{_above_one(ratio):.2f}x " if ratio else ""
+    if first.value == other.value or factor == "1.00x ":
         return SAME
+    if not _is_significant(first, other, bounds):
+        return NOT_SIGNIFICANT
+    within = "" if bounds is None or bounds[0] == bounds[1] else _within(bounds, is_more)
     if metric.unit in _RATE_UNITS:
-        return f"{factor}{'faster' if is_more else 'slower'}"
+        return f"{factor}{'faster' if is_more else 'slower'}{within}"
     if metric.unit in _TIME_UNITS:
-        return f"{factor}{'slower' if is_more else 'faster'}"
+        return f"{factor}{'slower' if is_more else 'faster'}{within}"
     amount = f"{factor}{'more' if is_more else 'less'}"
     if metric.is_higher_better is None:
-        return amount
-    return f"{amount}, {'better' if is_more == metric.is_higher_better else 'worse'}"
+        return f"{amount}{within}"
+    return f"{amount}, {'better' if is_more == metric.is_higher_better else 'worse'}{within}"
+
+
+def _is_significant(first: MetricSide, other: MetricSide, bounds: tuple[float, float] | None) -> bool:
+    """Whether the interval of the difference leaves out "none"; taken for granted where there is no interval."""
+    if bounds is not None:
+        return not bounds[0] <= 1 <= bounds[1]
+    difference = welch_difference(first.repeats, other.repeats)
+    return difference is None or not difference[0] <= 0 <= difference[1]
+
+
+def _within(bounds: tuple[float, float], is_more: bool) -> str:
+    """The interval of the factor as it is told, which is never below 1."""
+    low, high = bounds if is_more else (1 / bounds[1], 1 / bounds[0])
+    return f" [{low:.2f}, {high:.2f}]"
+
+
+def _above_one(ratio: float) -> float:
+    return max(ratio, 1 / ratio)

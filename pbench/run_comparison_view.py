@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
-from pbench.run_comparison import ABSENT, EngineRows, MetricRow, RunComparison
-from pbench.units import format_quantity, printable
+from pbench.figure_text import legend
+from pbench.run_comparison import EngineRows, MetricSide, RunComparison
+from pbench.units import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,12 +42,14 @@ def write_table(comparison: RunComparison, stream: TextIO) -> None:
         line()
         _print_table(console, _headings(comparison, engine), _cells(engine), num_left=1)
     line()
+    for mark in _legend(comparison):
+        line(mark)
     for note in comparison.notes:
         line(f"note: {note}")
 
 
 def write_json(comparison: RunComparison, stream: TextIO) -> None:
-    """Write the comparison as one JSON document; ``ratios`` and ``verdicts`` start with the second run."""
+    """Write the comparison as one JSON document; ratios, their bounds and verdicts start with the second run."""
     document = {
         "runs": [{"path": run.label, "run_id": run.result.run_id} for run in comparison.runs],
         "is_forced": bool(comparison.forbidding),
@@ -60,8 +63,12 @@ def write_json(comparison: RunComparison, stream: TextIO) -> None:
                         "name": row.metric.name,
                         "unit": row.metric.unit,
                         "is_higher_better": row.metric.is_higher_better,
-                        "values": row.values,
+                        "values": [side.value for side in row.sides],
+                        "repeats": [side.repeats for side in row.sides],
+                        "intervals": [side.interval and asdict(side.interval) for side in row.sides],
+                        "is_supported": [side.is_supported for side in row.sides],
                         "ratios": row.ratios,
+                        "ratio_bounds": row.ratio_bounds,
                         "verdicts": row.verdicts,
                     }
                     for row in engine.rows
@@ -88,7 +95,7 @@ def write_markdown(comparison: RunComparison, stream: TextIO) -> None:
     for engine in comparison.engines:
         _write_markdown_table(stream, _headings(comparison, engine), _cells(engine), "---:")
     stream.write("\n")
-    for note in comparison.notes:
+    for note in (*_legend(comparison), *comparison.notes):
         stream.write(f"- {_escaped(note)}\n")
 
 
@@ -97,8 +104,9 @@ def write_csv(comparison: RunComparison, stream: TextIO) -> None:
     letters = comparison.letters
     against = [f"{letter}/{letters[0]}" for letter in letters[1:]]
     verdicts = [f"{letter} against {letters[0]}" for letter in letters[1:]]
+    bounds = [f"{name} {end}" for name in against for end in ("low", "high")]
     rows = csv.writer(stream, lineterminator="\n")
-    rows.writerow(("kind", "engine", "name", "unit", *letters, *against, *verdicts))
+    rows.writerow(("kind", "engine", "name", "unit", *letters, *against, *bounds, *verdicts, "flags"))
     rows.writerow(("run", "", "path", "", *(run.label for run in comparison.runs)))
     for one in comparison.forbidding:
         rows.writerow(("forced", "", one.name, "", *one.values))
@@ -106,7 +114,10 @@ def write_csv(comparison: RunComparison, stream: TextIO) -> None:
         rows.writerow(("setting", "", one.name, "", *one.values))
     for engine in comparison.engines:
         for row in engine.rows:
-            figures = (*row.values, *row.ratios, *row.verdicts)
+            values = [side.value for side in row.sides]
+            ends = [end for pair in row.ratio_bounds for end in pair or (None, None)]
+            flags = "; ".join(flag for pair in zip(letters, row.sides, strict=True) for flag in _flags(*pair))
+            figures = (*values, *row.ratios, *ends, *row.verdicts, flags)
             rows.writerow(("metric", engine.title, row.metric.name, row.metric.unit, *figures))
     for note in comparison.notes:
         rows.writerow(("note", "", note))
@@ -132,11 +143,18 @@ def _headings(comparison: RunComparison, engine: EngineRows) -> tuple[str, ...]:
 
 
 def _cells(engine: EngineRows) -> Iterable[tuple[str, ...]]:
-    return ((row.metric.label, *map(str, _quantities(row)), *row.verdicts) for row in engine.rows)
+    return ((row.metric.label, *(side.text for side in row.sides), *row.verdicts) for row in engine.rows)
 
 
-def _quantities(row: MetricRow) -> list[str]:
-    return [ABSENT if value is None else format_quantity(value, row.metric.unit) for value in row.values]
+def _legend(comparison: RunComparison) -> Iterable[str]:
+    return legend(result for engine in comparison.engines for result in engine.results)
+
+
+def _flags(letter: str, side: MetricSide) -> Iterable[str]:
+    if side.interval is not None and side.interval.is_wide:
+        yield f"{letter}: wide spread"
+    if not side.is_supported:
+        yield f"{letter}: unsupported"
 
 
 def _print_table(console: "Console", headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> None:

@@ -36,15 +36,16 @@ Exit codes:
 def compare(runs: tuple[Path, ...], is_forced: bool, format_name: str, out: Path | None) -> None:
     """Show how runs were set up differently, and every figure of each against the first RUN's.
 
-    The RUNs are folders that `pbench run` or `pbench simulate` made, of one workload, model and machine.
+    The RUNs are folders that `pbench run` or `pbench simulate` made, of one workload, model and machine; or folders of
+    such runs that repeat one another.
     """
-    from pbench.results import read_result
-    from pbench.run_comparison import LabelledRun, compare_runs
+    from pbench.run_comparison import compare_runs
     from pbench.run_comparison_view import WRITERS
+    from pbench.run_sides import read_side
     from pbench.text_output import check_out, write_out
 
     check_out(out)
-    comparison = compare_runs([LabelledRun(display_path(run), read_result(run)) for run in runs], is_forced=is_forced)
+    comparison = compare_runs([read_side(run) for run in runs], is_forced=is_forced)
     write = WRITERS[format_name]
     if out is None:
         write(comparison, sys.stdout)

@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 
 from pbench.__main__ import main
+from pbench.aggregation import aggregate
 from pbench.errors import IncomparableError, UsageError
-from pbench.results import METRICS, EngineResult, RunResult, write_result
-from pbench.run_comparison import NO_INTERVAL, NO_NOISE, LabelledRun, MetricRow, RunComparison, compare_runs
+from pbench.results import METRICS, EngineResult, Repeat, RunResult, write_result
+from pbench.run_comparison import (
+    NO_INTERVAL,
+    NO_NOISE,
+    NOT_SIGNIFICANT,
+    MetricRow,
+    MetricSide,
+    RunComparison,
+    compare_runs,
+)
 from pbench.run_comparison_view import FORCED, NOTHING_DIFFERS, WRITERS
+from pbench.run_sides import LabelledRun
 
 GPU = {"name": "NVIDIA H200", "driver_version": "580.1", "uuid": "GPU-1"}
 CONFIG = {"model": "llama-8b", "dtype": "bfloat16", "device": "cuda", "max_running": 256}
@@ -42,6 +52,24 @@ def run_result(
 
 def with_summary(result: RunResult, **summary: float | None) -> RunResult:
     return replace(result, engines=tuple(replace(engine, summary=summary) for engine in result.engines))
+
+
+def repeated(*speeds: float, preemptions: Sequence[int] = (), **fields: Any) -> RunResult:
+    """A run of one engine and several repeats."""
+    result = run_result(**fields)
+    counts = preemptions or [0] * len(speeds)
+    repeats = [
+        Repeat(number, "complete", summary={"output_tokens_per_s": speed, "preemptions": count})
+        for number, (speed, count) in enumerate(zip(speeds, counts, strict=True), start=1)
+    ]
+    (engine,) = result.engines
+    return replace(result, engines=(aggregate(engine, repeats, len(repeats)),))
+
+
+def verdict_on(first: RunResult, other: RunResult, name: str = "output_tokens_per_s") -> str:
+    (engine,) = compared(first, other).engines
+    (verdict,) = (row.verdicts[0] for row in engine.rows if row.metric.name == name)
+    return verdict
 
 
 def compared(*results: RunResult, is_forced: bool = False) -> RunComparison:
@@ -87,13 +115,13 @@ def save(folder: Path, results: Sequence[RunResult]) -> list[str]:
 )
 def test_a_figure_is_put_into_words(name: str, first: float | None, other: float | None, verdict: str) -> None:
     (metric,) = (metric for metric in METRICS if metric.name == name)
-    assert MetricRow(metric, (first, other)).verdicts == (verdict,)
+    assert MetricRow(metric, (MetricSide(first), MetricSide(other))).verdicts == (verdict,)
 
 
 def test_every_run_stands_against_the_first() -> None:
     results = [with_summary(run_result(), output_tokens_per_s=value) for value in (100.0, 200.0, 50.0, None)]
     ((row,),) = (engine.rows for engine in compared(*results).engines)
-    assert row.values == (100.0, 200.0, 50.0, None)
+    assert [side.value for side in row.sides] == [100.0, 200.0, 50.0, None]
     assert row.ratios == (2.0, 0.5, None)
     assert row.verdicts == ("2.00x faster", "2.00x slower", "")
 
@@ -180,6 +208,62 @@ def test_one_run_each_has_no_interval_and_a_simulation_no_noise() -> None:
     assert compared(run_result(), run_result()).notes == (NO_INTERVAL,)
     simulated = replace(run_result(), environment={"is_simulated": True})
     assert compared(simulated, simulated).notes == (NO_NOISE,)
+
+
+def test_a_difference_within_the_noise_is_not_significant_and_one_beyond_it_has_its_interval() -> None:
+    base = repeated(100.0, 104.0, 96.0)
+    assert verdict_on(base, repeated(97.0, 103.0, 106.0)) == NOT_SIGNIFICANT
+    assert verdict_on(base, repeated(80.0, 84.0, 82.0)).startswith("1.22x slower [1.1")
+    assert verdict_on(repeated(80.0, 84.0, 82.0), base).startswith("1.22x faster [1.1")
+
+
+def test_counts_that_begin_at_zero_are_judged_by_their_difference() -> None:
+    base = repeated(1.0, 1.0, 1.0, preemptions=(0, 0, 0))
+    assert verdict_on(base, repeated(1.0, 1.0, 1.0, preemptions=(7, 8, 9)), "preemptions") == "more, worse"
+    assert verdict_on(base, repeated(1.0, 1.0, 1.0, preemptions=(0, 0, 3)), "preemptions") == NOT_SIGNIFICANT
+    assert verdict_on(base, base, "preemptions") == "same"
+
+
+def test_repeats_on_one_side_only_have_no_interval() -> None:
+    comparison = compared(repeated(100.0, 101.0), repeated(120.0))
+    assert comparison.notes[0] == NO_INTERVAL
+    (row, _) = comparison.engines[0].rows
+    assert row.ratio_bounds == (None,)
+    assert row.verdicts == ("1.19x faster",)
+
+
+def test_intervals_and_flags_stand_in_every_format() -> None:
+    comparison = compared(repeated(100.0, 101.0), repeated(100.0, 150.0))
+    for format_name in ("table", "markdown"):
+        assert "! the repeats lie more than 10 % apart" in written(comparison, format_name)
+    assert "125 tok/s ±254 % !" in written(comparison, "table")
+    (metric, _) = json.loads(written(comparison, "json"))["engines"][0]["metrics"]
+    assert metric["repeats"] == [[100.0, 101.0], [100.0, 150.0]]
+    assert [interval["is_wide"] for interval in metric["intervals"]] == [False, True]
+    low, high = metric["ratio_bounds"][0]
+    assert low < metric["ratios"][0] < high
+    (row, _) = (row for row in csv.DictReader(StringIO(written(comparison, "csv"))) if row["kind"] == "metric")
+    assert (float(row["B/A low"]), float(row["B/A high"])) == (low, high)
+    assert row["flags"] == "B: wide spread"
+
+
+def test_a_folder_of_runs_is_one_run_with_their_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, speeds in (("base", (100.0, 104.0, 96.0)), ("head", (80.0, 84.0, 82.0))):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, [with_summary(run_result(), output_tokens_per_s=speed) for speed in speeds])
+    assert main(["compare", str(tmp_path / "base"), str(tmp_path / "head"), "--format", "json"]) == 0
+    (metric,) = json.loads(capsys.readouterr().out)["engines"][0]["metrics"]
+    assert metric["repeats"] == [[100.0, 104.0, 96.0], [80.0, 84.0, 82.0]]
+    assert metric["verdicts"][0].startswith("1.22x slower [")
+
+
+def test_a_folder_of_runs_of_different_things_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "one").mkdir()
+    save(tmp_path / "mixed", [run_result(), run_result(max_running=8)])
+    (one,) = save(tmp_path / "one", [run_result()])
+    assert main(["compare", one, str(tmp_path / "mixed")]) == 4
+    assert "another configuration" in capsys.readouterr().err
 
 
 def test_a_run_that_did_not_end_and_the_notes_of_each_are_told() -> None:

@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -46,6 +46,7 @@ class ExperimentPlan:
     sample_interval_s: float = 0.1
     timeout_s: float | None = None  # of each repeat
     num_repeats: int = 1
+    targets_ms: Mapping[str, float] = field(default_factory=dict)  # of latencies, by name: --slo
     engine_factory: str = ENGINE_FACTORY
 
 
@@ -145,7 +146,7 @@ class Experiment:
         gather_pool_maps(plan.folder, self._journals)
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
-        summary = summarise(tables, pool)
+        summary = summarise(tables, pool, plan.targets_ms)
         if pool:
             self._engines[index] = replace(self._engines[index], pool=pool)
         return Repeat(
@@ -172,7 +173,7 @@ class Experiment:
             workload=plan.workload.record(),
             config={key: value for key, value in asdict(plan.engines[0]).items() if key != "memory"}
             | {"sample_interval_s": plan.sample_interval_s, "timeout_s": plan.timeout_s}
-            | {"num_repeats": plan.num_repeats},
+            | {"num_repeats": plan.num_repeats, "targets_ms": dict(plan.targets_ms)},
             environment=self._environment,
             engines=tuple(self._engines),
         )

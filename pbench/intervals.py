@@ -1,15 +1,14 @@
 """Intervals over repeats, by Student's t. Over the requests of one run there is none: they are not independent.
 
-The distribution of t has a closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4), so
-nothing is approximated; Welch's fractional ones are rounded down, which makes an interval wider, never narrower.
+Welch's fractional degrees of freedom are rounded down, which makes an interval wider, never narrower.
 """
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from statistics import fmean, stdev, variance
 
 from pbench.repeat import CONFIDENCE, WIDE_SPREAD_PCT, Interval
+from pbench.student_t import t_quantile
 
 
 def interval_of(values: Sequence[float]) -> Interval | None:
@@ -17,7 +16,7 @@ def interval_of(values: Sequence[float]) -> Interval | None:
     if len(values) < 2:
         return None
     mean = fmean(values)
-    half = t_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1, CONFIDENCE) * stdev(values) / math.sqrt(len(values))
     spread_pct = 100 * (max(values) - min(values)) / abs(mean) if mean else None
     is_wide = spread_pct is not None and spread_pct > WIDE_SPREAD_PCT
     return Interval(mean - half, mean + half, spread_pct, is_wide)
@@ -32,7 +31,7 @@ def paired_ratio(first: Sequence[float], other: Sequence[float]) -> tuple[float,
     if len(pairs) < 2 or min((*first, *other)) <= 0:
         return None
     logs = [math.log(b / a) for a, b in pairs]
-    half = t_quantile(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
+    half = t_quantile(len(logs) - 1, CONFIDENCE) * stdev(logs) / math.sqrt(len(logs))
     return math.exp(fmean(logs) - half), math.exp(fmean(logs) + half)
 
 
@@ -57,31 +56,5 @@ def welch_difference(first: Sequence[float], other: Sequence[float]) -> tuple[fl
     if not total:
         return difference, difference
     freedom = total**2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, other), strict=True))
-    half = t_quantile(max(1, math.floor(freedom + 1e-9))) * math.sqrt(total)
+    half = t_quantile(max(1, math.floor(freedom + 1e-9)), CONFIDENCE) * math.sqrt(total)
     return difference - half, difference + half
-
-
-@cache
-def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
-    """T such that a t-distributed value lies between -t and t with probability ``confidence``."""
-    low, high = 0.0, 1.0
-    while central_probability(high, freedom) < confidence:
-        low, high = high, 2 * high
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if central_probability(middle, freedom) < confidence else (low, middle)
-    return high
-
-
-def central_probability(t: float, freedom: int) -> float:
-    """Probability that a t-distributed value of ``freedom`` degrees of freedom lies between -t and t."""
-    theta = math.atan(t / math.sqrt(freedom))
-    is_odd = freedom % 2 == 1
-    term = math.cos(theta) if is_odd else 1.0
-    total = 0.0
-    for k in range(1 if is_odd else 0, freedom - 1, 2):
-        total += term
-        term *= (k + 1) / (k + 2) * math.cos(theta) ** 2
-    if is_odd:
-        return 2 / math.pi * (theta + math.sin(theta) * total)
-    return math.sin(theta) * total

@@ -2,7 +2,8 @@
 
 One folder per repeat of an engine, one JSONL file per table. The first line of a file is the list of its columns;
 every further line is one row, a list in that order. A line that the kill cut in half is the last one, and readers leave
-it out. Times are nanoseconds since the repeat's start of measurement.
+it out. Times are nanoseconds since the repeat's start of measurement. Tokens are too many for JSON: see
+``pbench.token_journal``.
 """
 
 import json
@@ -14,10 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.errors import ResultError
 from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, SHARER_COLUMNS, STEP_COLUMNS
+from pbench.token_journal import TOKENS_FILE, TokenFile
 
 FLUSH_INTERVAL_NS = 250_000_000
 
@@ -98,13 +100,14 @@ class JournalFile:
 
 
 class Journal:
-    """The three files of one repeat. Samples may come from another thread than the rest."""
+    """The files of one repeat. Samples may come from another thread than the rest."""
 
     def __init__(self, folder: Path, start_ns: int) -> None:
         self.start_ns = start_ns
         self._steps = JournalFile(folder / STEPS_FILE, _STEP_FIELDS)
         self._requests = JournalFile(folder / REQUESTS_FILE, _REQUEST_FIELDS)
         self._device = JournalFile(folder / DEVICE_FILE, _DEVICE_FIELDS)
+        self._tokens = TokenFile(folder / TOKENS_FILE)
 
     def step(self, record: StepRecord) -> None:
         """Note one engine step."""
@@ -117,6 +120,10 @@ class Journal:
                 *record.usage.blocks_by_sharers,
             )
         )
+
+    def tokens(self, step: int, tokens: Sequence[TokenOutput]) -> None:
+        """Note which sequences a step gave tokens to."""
+        self._tokens.append(step, tokens)
 
     def offered(self, request: Request, added_ns: int) -> None:
         """Note that a request was given to the engine: all that is known of it if the process is killed."""
@@ -163,7 +170,8 @@ class Journal:
         self._requests.flush_if_due()
 
     def close(self) -> None:
-        """Flush and close the three files."""
+        """Flush and close the files."""
+        self._tokens.close()
         self._steps.close()
         self._requests.close()
         self._device.close()

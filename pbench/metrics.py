@@ -4,8 +4,7 @@ Definitions, where more than one is in use:
 
 - Wall time runs from the start of measurement, when the first request is offered, to the end of the last step that gave
   out a token. Loading, compiling and warming up come before it.
-- Latencies count from a request's intended arrival, so that an engine that falls behind cannot hide its queue, and are
-  taken over finished requests. Percentiles interpolate linearly between order statistics.
+- Latencies: see ``pbench.latency``.
 - A step lasts from its start, or the end of the step before it where steps overlap, until its tokens are known.
 - Means over time weigh a step by its duration and the gap to the next one, in which the pool stands as the
   step left it.
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pbench.latency import goodput, percentiles, token_gaps_ns
 from pbench.results import METRICS, SHARER_COLUMNS, SteadyState
 from pbench.steady_state import find_steady_state, steady_rate
 from pbench.tables import Tables
@@ -44,22 +44,25 @@ class Summary(NamedTuple):
     steady: SteadyState | None
 
 
-def summarise(tables: Tables, pool: Mapping[str, Any]) -> Summary:
+def summarise(tables: Tables, pool: Mapping[str, Any], targets_ms: Mapping[str, float] | None = None) -> Summary:
     """Summarise one engine. Works on what is there: a run cut short has figures up to its last token.
 
     Args:
         tables: what was measured.
         pool: ``EngineResult.pool``; without its ``slot_bytes`` and ``block_size`` nothing is counted in bytes.
+        targets_ms: of ``--slo``, by the name of a latency; without them there is no goodput.
     """
-    steps, requests, device = tables
+    steps, requests, device = tables.steps, tables.requests, tables.device
     finished = requests[requests["status"] == "finished"]
     duration_s = _duration_s(steps)
     output_tokens = int(steps["num_output_tokens"].sum())
     joules, energy_notes = _energy(device)
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, output_tokens, requests, len(finished))
-    latencies, samples = _latencies(finished)
+    latencies, samples = percentiles(finished, token_gaps_ns(tables.tokens, steps, finished))
     values |= latencies
+    if targets_ms:
+        values |= goodput(requests, targets_ms, duration_s)
     values |= _occupation(steps)
     values |= _sharing(steps, pool)
     values |= _counts(steps)
@@ -95,28 +98,6 @@ def _rates(
         "total_tokens_per_s": (prompt_tokens + output_tokens) / duration_s,
         "requests_per_s": num_finished / duration_s,
     }
-
-
-def _latencies(finished: "pd.DataFrame") -> tuple[dict[str, float | int | None], dict[str, int]]:
-    """Percentiles in milliseconds, and how many values each is of."""
-    arrival_ns = _floats(finished["arrival_ns"])
-    first_token_ns = _floats(finished["first_token_ns"])
-    finished_ns = _floats(finished["finished_ns"])
-    tokens_per_sequence = _floats(finished["num_output_tokens"]) / _floats(finished["num_sequences"])
-    has_gaps = tokens_per_sequence > 1  # a single token has no gap after it
-    gap_ns = (finished_ns - first_token_ns)[has_gaps] / (tokens_per_sequence[has_gaps] - 1)
-    values: dict[str, float | int | None] = {}
-    samples: dict[str, int] = {}
-    for name, nanoseconds in (
-        ("ttft", first_token_ns - arrival_ns),
-        ("tpot", gap_ns),
-        ("e2e", finished_ns - arrival_ns),
-    ):
-        measured = nanoseconds[~np.isnan(nanoseconds)]
-        for percent in (50, 90, 99):
-            values[f"{name}_ms_p{percent}"] = float(np.percentile(measured, percent)) / 1e6 if len(measured) else None
-            samples[f"{name}_ms_p{percent}"] = len(measured)
-    return values, samples
 
 
 def _spans_ns(steps: "pd.DataFrame") -> npt.NDArray[np.float64]:

@@ -58,6 +58,7 @@ class Playback:
             if engine.has_unfinished:
                 output = engine.step()
                 self._journal.step(output.record)
+                self._journal.tokens(output.record.step, output.tokens)
                 for request in output.finished:
                     self._journal.request(request)
                 self._num_finished += len(output.finished)

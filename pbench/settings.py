@@ -1,7 +1,7 @@
 """A run's settings: what the user asked for, with every default and size resolved, and refused where it cannot work."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.model_config import ModelConfig, load_model_config
 from pbench.errors import UsageError
 from pbench.job import EngineOptions, WorkloadChoice
+from pbench.slo import parse_targets
 from pbench.units import display_path, format_bytes, format_number, parse_bytes, printable
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class RunOptions:
     sample_interval: float = 0.1  # seconds
     timeout: float | None = None  # seconds
     repeats: int = 1
+    slo: str | None = None  # ttft=500ms,tpot=50ms
     no_prefix_cache: bool = False
     partial_hits: bool = False
     no_chunked_prefill: bool = False
@@ -64,6 +66,7 @@ class Settings:
     workload: "Workload"
     engines: tuple[EngineOptions, ...]  # differ in their memory only
     is_limit_default: bool
+    targets_ms: Mapping[str, float] = field(default_factory=dict)  # of latencies, by name
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -128,6 +131,7 @@ def resolve(options: RunOptions) -> Settings:
     for spec in specs:
         if specs.count(spec) > 1:
             raise UsageError(f"--engine {printable(spec)} is given twice; name every engine once")
+    targets_ms = parse_targets(options.slo)
     device = _resolve_device(options.device)
     defaults = DEFAULTS[device]
     model_spec = options.model or defaults.model
@@ -151,7 +155,7 @@ def resolve(options: RunOptions) -> Settings:
     workload = choice.load()
     for config in configs:
         check_fits(config, workload)
-    return Settings(choice, workload, engines, is_limit_default)
+    return Settings(choice, workload, engines, is_limit_default, targets_ms)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pbench.journal import DEVICE_FILE, REQUESTS_FILE, STEPS_FILE, read_rows
-from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, write_table
+from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, STEP_COLUMNS, TOKEN_COLUMNS, write_table
+from pbench.token_journal import TOKENS_FILE, read_tokens
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import pandas as pd
 
 
@@ -17,6 +20,7 @@ class Tables(NamedTuple):
     steps: "pd.DataFrame"
     requests: "pd.DataFrame"  # one row a request, in order of request_id
     device: "pd.DataFrame"
+    tokens: "pd.DataFrame | None" = None  # None: nobody noted them
 
 
 def read_journal(folder: Path, engine: str, repeat: int = 1) -> Tables:
@@ -33,6 +37,7 @@ def read_journal(folder: Path, engine: str, repeat: int = 1) -> Tables:
         steps=_table(read_rows(folder / STEPS_FILE), engine, repeat, STEP_COLUMNS),
         requests=_table([latest[request_id] for request_id in sorted(latest)], engine, repeat, REQUEST_COLUMNS),
         device=_table(read_rows(folder / DEVICE_FILE), engine, repeat, DEVICE_COLUMNS),
+        tokens=_table(read_tokens(folder / TOKENS_FILE), engine, repeat, TOKEN_COLUMNS),
     )
 
 
@@ -44,13 +49,21 @@ def write_tables(folder: Path, tables: list[Tables]) -> None:
         ("steps", STEP_COLUMNS),
         ("requests", REQUEST_COLUMNS),
         ("device", DEVICE_COLUMNS),
+        ("tokens", TOKEN_COLUMNS),
     ):
-        frames = [frame for frame in (getattr(table, name) for table in tables) if len(frame)]
+        frames = [frame for frame in (getattr(table, name) for table in tables) if frame is not None and len(frame)]
+        if not frames and name == "tokens":
+            continue  # of a simulation
         whole = pd.concat(frames, ignore_index=True) if frames else _table([], "", 1, columns)
         write_table(folder / f"{name}.parquet", whole, columns)
 
 
-def _table(rows: list[dict[str, object]], engine: str, repeat: int, columns: Mapping[str, str]) -> "pd.DataFrame":
+def _table(
+    rows: "list[dict[str, object]] | Mapping[str, npt.NDArray[np.int32]]",
+    engine: str,
+    repeat: int,
+    columns: Mapping[str, str],
+) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(columns))

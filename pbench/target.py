@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from pbench.engine.config import EngineConfig
 from pbench.engine.pool_map import PoolMap
-from pbench.engine.records import RequestRecord, StepRecord
+from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request
 
 
@@ -16,6 +16,10 @@ class TargetStep(Protocol):
     @property
     def record(self) -> StepRecord:
         """The step itself."""
+
+    @property
+    def tokens(self) -> Sequence[TokenOutput]:
+        """The tokens that it gave out."""
 
     @property
     def finished(self) -> Sequence[RequestRecord]:

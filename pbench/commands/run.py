@@ -93,6 +93,11 @@ Exit codes:
     metavar="N",
     help="Run every engine N times, each in a fresh process, in turns; figures then have intervals.",
 )
+@click.option(
+    "--slo",
+    metavar="TARGETS",
+    help="Count goodput: requests that keep targets of ttft, tpot and e2e, as in ttft=500ms,tpot=50ms.",
+)
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context
@@ -127,6 +132,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         sample_interval_s=asked.sample_interval,
         timeout_s=asked.timeout,
         num_repeats=asked.repeats,
+        targets_ms=settings.targets_ms,
     )
     console = Console(highlight=False)
     for line in settings.lines():

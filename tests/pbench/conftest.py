@@ -82,6 +82,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
             sample_interval_s=options.sample_interval,
             timeout_s=timeout_s,
             num_repeats=num_repeats,
+            targets_ms=settings.targets_ms,
             engine_factory=engine_factory,
         )
         return Experiment(plan, SilentView(on_event)).run()

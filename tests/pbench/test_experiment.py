@@ -47,6 +47,7 @@ def test_a_complete_run_keeps_everything_and_cleans_up(
         "requests.parquet",
         "run.json",
         "steps.parquet",
+        "tokens.parquet",
     ]
     workload = resolve(options).workload
     requests, device = Run(folder).requests(), Run(folder).device()

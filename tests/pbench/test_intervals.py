@@ -5,7 +5,8 @@ import random
 
 import pytest
 
-from pbench.intervals import interval_of, paired_ratio, t_quantile, welch_difference, welch_ratio
+from pbench.intervals import interval_of, paired_ratio, welch_difference, welch_ratio
+from pbench.student_t import t_quantile
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pbench.commands.gate_power import power
 from pbench.units import display_path
 
 if TYPE_CHECKING:
@@ -28,9 +29,15 @@ Exit codes:
 def gate() -> None:
     """Stop a change that makes the memory or the scheduler worse.
 
-    Small workloads play in simulated time through the paged engine and the contiguous ones. What is counted (steps,
-    held slots, prefix hits, copies, preemptions...) comes out the same on every machine: any difference is the code's.
+    check: small workloads play in simulated time through the paged engine and the contiguous ones. What is counted
+    (steps, held slots, prefix hits, copies, preemptions...) comes out the same on every machine: any difference is the
+    code's.
+
+    power: how far the verdicts of paired runs can be trusted.
     """
+
+
+gate.add_command(power)
 
 
 @gate.command()

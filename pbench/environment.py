@@ -23,7 +23,7 @@ GIT_TIMEOUT_S = 10
 def host_environment() -> dict[str, Any]:
     """The machine without its GPU, the software, and the state of the project's checkout. Imports nothing heavy."""
     return {
-        "pbench": {"version": __version__} | _git_state(Path(__file__).resolve().parent.parent),
+        "pbench": {"version": __version__} | git_state(Path(__file__).resolve().parent.parent),
         "cpu": {
             "model": _cpu_model(),
             "num_cores": psutil.cpu_count(logical=False),
@@ -83,7 +83,7 @@ def _num_usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
 
 
-def _git_state(root: Path) -> dict[str, Any]:
+def git_state(root: Path) -> dict[str, Any]:
     """Commit of the project's checkout and whether files differ from it; empty for an installed package."""
     if not (root / ".git").exists():
         return {}

@@ -119,6 +119,12 @@ class NvmlDevice:
             lambda: int(self._library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)),
         )
 
+    def num_compute_processes(self) -> int | None:
+        """Processes that compute on the GPU now, as far as this container may see them."""
+        return self._read(
+            "compute processes", lambda: len(self._library.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        )
+
     def driver_version(self) -> str | None:
         """Version of the driver."""
         return self._read("driver version", lambda: str(self._library.nvmlSystemGetDriverVersion()))

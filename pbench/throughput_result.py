@@ -58,10 +58,10 @@ class Resolution:
     """The A/A check: base against itself. What the machine can tell apart."""
 
     pairs: tuple[Pair, ...]
-    spread: float  # standard deviation of log(ratio) of a pair
-    needed_pairs: int | None  # for an unchanged head to pass with probability ``power``; None: more than can be counted
-    smallest_delta: float  # that the most pairs allowed can resolve with that probability
-    power: float
+    power: float  # with which an unchanged head is to pass
+    spread: float | None = None  # standard deviation of log(ratio) of a pair; None: too few pairs counted
+    needed_pairs: int | None = None  # for an unchanged head to pass with ``power``; None: not known, or far too many
+    smallest_delta: float | None = None  # that the last look resolves with ``power``
 
 
 @dataclass(frozen=True, slots=True)

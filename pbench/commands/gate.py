@@ -1,4 +1,4 @@
-"""``pbench gate``: exact counters of the engine against a committed baseline, for CI."""
+"""``pbench gate``: exact counters against a committed baseline, and tokens/s of two revisions, for CI."""
 
 import sys
 from io import StringIO
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pbench.commands.gate_power import power
+from pbench.commands.gate_throughput import throughput
 from pbench.units import display_path
 
 if TYPE_CHECKING:
@@ -27,16 +28,17 @@ Exit codes:
 
 @click.group()
 def gate() -> None:
-    """Stop a change that makes the memory or the scheduler worse.
+    """Stop a change that makes the memory, the scheduler or the throughput worse.
 
     check: small workloads play in simulated time through the paged engine and the contiguous ones. What is counted
     (steps, held slots, prefix hits, copies, preemptions...) comes out the same on every machine: any difference is the
     code's.
 
-    power: how far the verdicts of paired runs can be trusted.
+    throughput: tokens/s of two revisions, in pairs of runs on this machine. power: how far its verdicts can be trusted.
     """
 
 
+gate.add_command(throughput)
 gate.add_command(power)
 
 

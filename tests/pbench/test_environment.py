@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pbench.__main__ import main
-from pbench.environment import PACKAGES, _git_state, host_environment
+from pbench.environment import PACKAGES, git_state, host_environment
 
 
 def test_the_host_is_described_in_plain_data() -> None:
@@ -18,7 +18,7 @@ def test_the_host_is_described_in_plain_data() -> None:
 
 
 def test_the_commit_and_its_dirtiness_are_told(tmp_path: Path) -> None:
-    assert _git_state(tmp_path) == {}
+    assert git_state(tmp_path) == {}
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
@@ -28,11 +28,11 @@ def test_the_commit_and_its_dirtiness_are_told(tmp_path: Path) -> None:
         return done.stdout.strip()
 
     git("init")
-    assert _git_state(tmp_path) == {"git_commit": None, "is_git_dirty": False}  # no commit yet
+    assert git_state(tmp_path) == {"git_commit": None, "is_git_dirty": False}  # no commit yet
     git("commit", "--allow-empty", "-m", "first")
-    assert _git_state(tmp_path) == {"git_commit": git("rev-parse", "HEAD"), "is_git_dirty": False}
+    assert git_state(tmp_path) == {"git_commit": git("rev-parse", "HEAD"), "is_git_dirty": False}
     (tmp_path / "new").write_text("")
-    assert _git_state(tmp_path)["is_git_dirty"] is True
+    assert git_state(tmp_path)["is_git_dirty"] is True
 
 
 def test_env_as_json_and_as_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,8 @@ def outside_git() -> dict[str, str]:
 
 @contextmanager
 def _tree(side: str, name: str, scratch: Path) -> Iterator[SourceTree]:
+    if not name.strip():  # a variable that is not set in a script must not become the current folder
+        raise UsageError(f"--{side} is empty; give a git ref or a project folder")
     folder = Path(name)
     if (folder / _ENTRY).is_file():
         root = folder.resolve()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pbench.errors import IncomparableError
+from pbench.errors import IncomparableError, PbenchError
 from pbench.paired_statistics import (
     Design,
     Floats,
@@ -85,7 +85,7 @@ class _Case:
 
 
 class ThroughputGate:
-    """Runs a plan. ``throughput.json`` is there from the first pair on, inconclusive until it is decided."""
+    """Runs a plan. ``throughput.json`` is there from the first pair on, and inconclusive until it is decided."""
 
     def __init__(self, plan: GatePlan, measure: Measure, show: Callable[[str], None]) -> None:
         self._plan = plan
@@ -93,6 +93,7 @@ class ThroughputGate:
         self._measure = measure
         self._show = show
         runs = plan.folder / RUNS_FOLDER
+        self._last: Measurement | None = None
         self._cases = [
             _Case(name, runs / f"{number}-{slug(Path(name).name)}") for number, name in enumerate(plan.workloads, 1)
         ]
@@ -102,6 +103,7 @@ class ThroughputGate:
 
         Raises:
             IncomparableError: the runs are not of the same thing.
+            PbenchError: what ``measure`` raised.
 
         """
         for case in self._cases:
@@ -115,6 +117,25 @@ class ThroughputGate:
         for case in self._open_cases():
             case.decide(INCONCLUSIVE, _undecided(case.looks[-1]) if case.looks else "another workload is too noisy")
         return self._write()
+
+    @property
+    def result(self) -> ThroughputResult:
+        """The record as far as it has come."""
+        plan = self._plan
+        return ThroughputResult(
+            created_at=plan.created_at,
+            command=plan.command,
+            base=plan.base,
+            head=plan.head,
+            delta=plan.design.delta,
+            alpha=plan.design.alpha,
+            looks=plan.design.looks,
+            discard_rules=plan.discard_rules,
+            environment=self._last.environment if self._last else {},
+            workloads=tuple(_workload_result(case) for case in self._cases),
+            verdict=_overall([case.verdict for case in self._cases]),
+            notes=tuple(_notes(self._last)) if self._last else (),
+        )
 
     def _open_cases(self) -> list[_Case]:
         return [case for case in self._cases if case.verdict is None]
@@ -158,8 +179,13 @@ class ThroughputGate:
         runs: dict[str, Measurement] = {}
         for label in labels if is_base_first else reversed(labels):
             side = "base" if is_aa else label
-            runs[label] = self._measure(side, case.name, folders[label])
-            _check_same(case, side, runs[label])
+            try:
+                runs[label] = self._last = self._measure(side, case.name, folders[label])
+                _check_same(case, side, runs[label])
+            except PbenchError as error:
+                case.reason = " ".join(str(error).split())
+                self._write()
+                raise
         normal_clock = None if is_aa or not case.clocks_mhz else median(case.clocks_mhz)
         discarded = tuple(
             f"{label}: {reason}"
@@ -211,23 +237,8 @@ class ThroughputGate:
         self._write()
 
     def _write(self) -> ThroughputResult:
-        plan = self._plan
-        first = next((one for case in self._cases for one in case.firsts.values()), None)
-        result = ThroughputResult(
-            created_at=plan.created_at,
-            command=plan.command,
-            base=plan.base,
-            head=plan.head,
-            delta=plan.design.delta,
-            alpha=plan.design.alpha,
-            looks=plan.design.looks,
-            discard_rules=plan.discard_rules,
-            environment=first.environment if first else {},
-            workloads=tuple(_workload_result(case) for case in self._cases),
-            verdict=_overall([case.verdict for case in self._cases]),
-            notes=tuple(_notes(first)) if first else (),
-        )
-        write_throughput(plan.folder / FILE_NAME, result)
+        result = self.result
+        write_throughput(self._plan.folder / FILE_NAME, result)
         return result
 
 
@@ -282,15 +293,19 @@ def _overall(verdicts: Sequence[str | None]) -> str:
     return PASS if all(verdict == PASS for verdict in verdicts) else INCONCLUSIVE
 
 
-def _notes(first: Measurement) -> Iterator[str]:
+def _notes(run: Measurement) -> Iterator[str]:
     """Reasons for discarding that cannot be seen on this machine."""
-    if not first.environment.get("gpu"):
+    if not run.environment.get("gpu"):
         yield "on the CPU neither throttling nor clocks are seen, only what other processes used of the CPU"
         return
-    if first.conditions.throttle_bits is None:
-        yield "the GPU's throttling was not recorded, so no pair was discarded for it"
-    if first.conditions.sm_clock_mhz is None:
-        yield "the GPU's clock was not recorded, so no pair was discarded for it"
+    conditions = run.conditions
+    for what, seen in (
+        ("whether the GPU throttles", conditions.throttle_bits),
+        ("the GPU's clock", conditions.sm_clock_mhz),
+        ("which processes compute on the GPU", conditions.num_foreign_gpu_processes),
+    ):
+        if seen is None:
+            yield f"{what} cannot be seen here: no pair was discarded for it"
 
 
 def _pair_line(name: str, pair: Pair, *, is_aa: bool) -> str:

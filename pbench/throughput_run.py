@@ -82,9 +82,9 @@ class Runner:
             _raise_failed(side, tree, code, log)
         log.unlink()
         measurement = read_measurement(folder, tree, watch)
-        gpu = measurement.environment.get("gpu")
-        if self._gpu is None and gpu:
-            self._gpu = open_gpu(str(gpu["uuid"]))
+        uuid = measurement.identity.get("environment.gpu.uuid")
+        if self._gpu is None and uuid:
+            self._gpu = open_gpu(str(uuid))
         return measurement
 
 

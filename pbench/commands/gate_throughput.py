@@ -123,11 +123,14 @@ def throughput(
             design=Design(delta=delta_pct / 100),
             discard_rules={name: rule for name, rule in DISCARD_RULES.items() if name not in kept},
         )
-        result = ThroughputGate(plan, Runner(base_tree, head_tree, arguments), click.echo).run()
-    for name, write in FILES.items():
-        text = StringIO()
-        write(result, text)
-        write_out(plan.folder / name, text.getvalue())
+        gate = ThroughputGate(plan, Runner(base_tree, head_tree, arguments), click.echo)
+        try:
+            result = gate.run()
+        finally:  # CI shows these also when a run failed
+            for name, write in FILES.items():
+                text = StringIO()
+                write(gate.result, text)
+                write_out(plan.folder / name, text.getvalue())
     click.echo()
     write_table(result, sys.stdout)
     click.echo(f"result: {display_path(plan.folder)}")

@@ -158,6 +158,7 @@ def test_a_folder_that_is_no_checkout_can_be_compared(repository: Path, tmp_path
         ("nonsense", "main", 2, "--base nonsense is neither a project folder nor a commit"),
         ("--version", "main", 2, "--base --version is neither a project folder nor a commit"),
         ("empty", "main", 2, "--base empty is no project folder: it has no pbench/__main__.py"),
+        ("", "main", 2, "--base is empty; give a git ref or a project folder"),
         ("main", "bare", 2, "--head bare is a commit without pbench/__main__.py"),
     ],
 )
@@ -193,6 +194,15 @@ def test_code_that_another_pbench_hides_is_refused(
     tree = SourceTree("head", tmp_path / "elsewhere", Revision("elsewhere", None, None))
     with pytest.raises(UsageError, match="--head elsewhere: its code cannot be run: Python finds"):
         tree.check()
+
+
+def test_a_head_that_fails_is_told_in_every_file_that_ci_shows(repository: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert gate(out, "--base", "main", "--head", "broken") == 1
+    result = read_throughput(out / "throughput.json")
+    assert (result.verdict, len(result.workloads[0].pairs)) == ("inconclusive", 0)
+    for name in ("throughput.json", "comment.md", "junit.xml"):
+        assert "exit code 1 and said: error: it is broken" in (out / name).read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -156,7 +156,7 @@ def test_what_no_look_decides_is_inconclusive_after_sixteen_pairs(gate: Gate) ->
     assert only(result).reason == "16 pairs do not decide"
 
 
-def on_run(numbers: set[int], **conditions: float) -> Change:
+def on_run(numbers: set[int], **conditions: float | None) -> Change:
     """Alter what the machine did during the runs of those numbers."""
 
     def change(side: str, number: int, measurement: Measurement) -> Measurement:
@@ -250,6 +250,19 @@ def test_runs_of_something_else_are_refused_and_the_difference_is_named(gate: Ga
     with pytest.raises(IncomparableError, match="a run of head is not of what base's first run was of") as refusal:
         gate(FakeRuns({"chat": 0.0}, change=change))
     assert f"{name}: {IDENTITY[name]} | {value}" in str(refusal.value)
+
+
+def test_what_cannot_be_seen_on_this_machine_is_noted(gate: Gate) -> None:
+    blind = on_run(set(range(400)), throttle_bits=None, sm_clock_mhz=None, num_foreign_gpu_processes=None)
+    assert [note.split(" cannot be seen")[0] for note in gate(FakeRuns({"chat": 0.0}, change=blind)).notes] == [
+        "whether the GPU throttles",
+        "the GPU's clock",
+        "which processes compute on the GPU",
+    ]
+
+
+def test_nothing_is_noted_where_all_is_seen(gate: Gate) -> None:
+    assert gate(FakeRuns({"chat": 0.0})).notes == ()
 
 
 def test_settings_that_the_sides_resolve_differently_are_told(gate: Gate) -> None:

@@ -1,7 +1,6 @@
 """The checks of a run's validity: what a careful reader would verify before believing the figures."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -9,8 +8,7 @@ from pbench.reports.palette import KINDS
 from pbench.reports.quantity import EQUAL_RATIO, format_number, format_quantity
 from pbench.reports.subjects import Subject, floats
 from pbench.reports.verdict import has_same_workload
-
-OUTCOMES = ("fail", "warn", "unknown", "pass")  # in the order in which they are shown
+from pbench.results import OUTCOMES, Check
 
 # NVML's bit mask of reasons for a lower clock (nvml.h, nvmlClocksEventReason*)
 _POWER_CAP = 0x4
@@ -24,16 +22,11 @@ _HARDWARE_SLOWDOWNS = {
 _LONGEST_SAMPLING_GAP_S = 2.0
 
 
-class Check(NamedTuple):
-    """One check: its name, its outcome (one of OUTCOMES) and what was seen."""
-
-    name: str
-    outcome: str
-    detail: str
-
-
 def run_checks(subjects: Sequence[Subject]) -> list[Check]:
-    """All checks, failures first. Nothing is checked without an engine."""
+    """All checks, failures first: those of the record, and those made here that it has not made itself.
+
+    Nothing is checked without an engine.
+    """
     if not subjects:
         return []
     everyone: tuple[Callable[[Sequence[Subject]], Check], ...] = (
@@ -45,8 +38,34 @@ def run_checks(subjects: Sequence[Subject]) -> list[Check]:
         _unthrottled,
     )
     several = (_same_workload, _same_work, _equal_pools)
-    checks = [check(subjects) for check in (everyone + several if len(subjects) > 1 else everyone)]
-    return sorted(checks, key=lambda check: OUTCOMES.index(check.outcome))
+    recorded = _recorded(subjects)
+    names = {check.name for check in recorded}
+    own = [check(subjects) for check in (everyone + several if len(subjects) > 1 else everyone)]
+    return sorted(
+        [*recorded, *(check for check in own if check.name not in names)],
+        key=lambda check: OUTCOMES.index(check.outcome),
+    )
+
+
+def _recorded(subjects: Sequence[Subject]) -> list[Check]:
+    """Each check of the record once, with its worst outcome; whose it is where it was not passed by all."""
+    found: dict[str, list[tuple[str, Check]]] = {}
+    for subject in subjects:
+        for check in subject.engine.checks:
+            found.setdefault(check.name, []).append((subject.label, check))
+    for run in dict.fromkeys(subject.run.run_id for subject in subjects):
+        for check in next(subject.run for subject in subjects if subject.run.run_id == run).checks:
+            found.setdefault(check.name, []).append(("", check))
+    checks = []
+    for name, made in found.items():
+        worst = min((check.outcome for _, check in made), key=OUTCOMES.index)
+        details = dict.fromkeys(
+            f"{label}: {check.detail}" if label and len(subjects) > 1 else check.detail
+            for label, check in made
+            if check.outcome == worst
+        )
+        checks.append(Check(name, worst, "; ".join(details)))
+    return checks
 
 
 def _ended(subjects: Sequence[Subject]) -> Check:

@@ -8,19 +8,20 @@ from typing import Any
 from pbench.reports.block_map import block_map_panel
 from pbench.reports.charts.account import account_panel
 from pbench.reports.charts.capacity import capacity_panel, find_sweeps, sweep_verdict
+from pbench.reports.charts.comparison import comparison_panel
 from pbench.reports.charts.device import device_panel
-from pbench.reports.charts.forest import comparison_panel
 from pbench.reports.charts.latency import latency_panel
 from pbench.reports.charts.memory import memory_panel
 from pbench.reports.charts.panel import Panel
 from pbench.reports.charts.partition import figure_2_panel, partition_panel
 from pbench.reports.charts.prefix_tree import prefix_tree_panel
 from pbench.reports.charts.progress import progress_panel
+from pbench.reports.charts.repeats import repeats_panel
 from pbench.reports.charts.sharing import sharing_panel
 from pbench.reports.charts.steps import steps_panel
 from pbench.reports.charts.timeline import timeline_panel
 from pbench.reports.charts.workload import workload_panel
-from pbench.reports.checks import Check, run_checks
+from pbench.reports.checks import run_checks
 from pbench.reports.details import Difference, Fact, command_line, config_differences, facts, workload_facts
 from pbench.reports.embedding import Attachment, attachments
 from pbench.reports.glossary import GLOSSARY, Term
@@ -28,7 +29,7 @@ from pbench.reports.subjects import Subject, load_subjects
 from pbench.reports.summary import MetricRow, cards, metric_rows
 from pbench.reports.text import shorten
 from pbench.reports.verdict import Verdict, comparable_pair, reach_verdict
-from pbench.results import Run, RunResult
+from pbench.results import Check, Run, RunResult
 
 _TITLE_CHARS = 80
 _MAX_DRAWN = 6  # engines: as many as there are inks
@@ -82,11 +83,9 @@ def build_page(runs: Sequence[Run]) -> Page:
     panels = tuple(
         panel
         for panel in (
-            capacity_panel(sweeps),
-            comparison_panel(subjects) if not sweeps else None,
             memory_panel(drawn),
-            account_panel(drawn),
             progress_panel(drawn),
+            account_panel(drawn),
             partition_panel(drawn),
             figure_2_panel(drawn),
             block_map_panel(drawn),
@@ -96,6 +95,9 @@ def build_page(runs: Sequence[Run]) -> Page:
             timeline_panel(drawn),
             steps_panel(drawn),
             device_panel(drawn),
+            repeats_panel(drawn),
+            capacity_panel(sweeps),
+            comparison_panel(subjects) if not sweeps else None,
             workload_panel(drawn),
         )
         if panel is not None

@@ -8,6 +8,7 @@ from pbench.results import Metric
 NOT_MEASURED = "not measured"
 NOT_APPLICABLE = "\u2013"
 TIMES = "\u00d7"
+MINUS = "\u2212"
 EQUAL_RATIO = 0.01  # two figures closer than this are called equal
 _TELLING_RATIO = 0.05  # closer than this, one run of each says nothing about better or worse
 _TELLING_POINTS = 0.5
@@ -69,21 +70,30 @@ def format_quantity(value: float | None, unit: str, *, largest: float | None = N
     return f"{digits}{_UNIT_SPACE}{unit}" if unit else digits
 
 
-def compare(value: float | None, baseline: float | None, metric: Metric) -> Comparison | None:
+def compare(
+    value: float | None, baseline: float | None, metric: Metric, bounds: tuple[float, float] | None = None
+) -> Comparison | None:
     """How ``value`` stands to ``baseline``: in percentage points for shares, as a factor otherwise.
 
-    None when either was not measured.
+    ``bounds`` are those of the difference of shares or of the ratio, over repeats: a difference tells if they do not
+    hold "no difference". Without them only a large one does. None when either was not measured.
     """
     if value is None or baseline is None:
         return None
     difference = value - baseline
     if metric.unit == "%":
         is_equal, is_telling = abs(difference) < 0.05, abs(difference) >= _TELLING_POINTS
-        text = f"{difference:+.1f} points".replace("-", "\u2212")
+        none, text = 0.0, f"{difference:+.1f} points".replace("-", MINUS)
     else:
         is_equal = abs(difference) <= EQUAL_RATIO * abs(baseline)
         is_telling = abs(difference) > _TELLING_RATIO * abs(baseline)
-        text = "" if is_equal else _factor(value, baseline)
+        none, text = 1.0, "" if is_equal else _factor(value, baseline, metric.unit)
+    if bounds is not None and bounds[0] < bounds[1]:
+        if bounds[0] <= none <= bounds[1]:
+            return Comparison(f"not told apart {_between(*bounds)}", "same", "neutral")
+        if none and difference < 0:
+            bounds = 1 / bounds[1], 1 / bounds[0]  # as the factor beside it: so many times less
+        is_equal, is_telling, text = False, True, f"{text or 'almost equal'} {_between(*bounds)}"
     if is_equal:
         return Comparison("equal", "same", "neutral")
     direction = "up" if difference > 0 else "down"
@@ -92,8 +102,14 @@ def compare(value: float | None, baseline: float | None, metric: Metric) -> Comp
     return Comparison(text, direction, "better" if (difference > 0) == metric.is_higher_better else "worse")
 
 
-def _factor(value: float, baseline: float) -> str:
+def _between(low: float, high: float) -> str:
+    return f"[{format_number(low)}, {format_number(high)}]".replace("-", MINUS)
+
+
+def _factor(value: float, baseline: float, unit: str) -> str:
     if value == 0 or baseline == 0 or (value > 0) != (baseline > 0):
-        return f"{format_number(value)} against {format_number(baseline)}"
+        largest = max(abs(value), abs(baseline))
+        texts = (format_quantity(figure, unit, largest=largest) for figure in (value, baseline))
+        return " against ".join(texts)
     ratio = value / baseline
     return f"{format_number(ratio)}{TIMES} as much" if ratio > 1 else f"{format_number(1 / ratio)}{TIMES} less"

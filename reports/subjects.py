@@ -30,6 +30,7 @@ class Subject:
     device: "pd.DataFrame"  # DEVICE_COLUMNS, this engine's rows, in order of time
     prefixes: "pd.DataFrame"  # PREFIX_COLUMNS, this engine's rows, parents first
     pool_map: "pd.DataFrame"  # POOL_MAP_COLUMNS, this engine's rows, in order of time and address
+    other_steps: "tuple[pd.DataFrame, ...]" = ()  # those of its other complete repeats, as ``steps``
 
     def metric(self, name: str) -> float | int | None:
         """A figure of the summary; None when it was not measured."""
@@ -39,6 +40,16 @@ class Subject:
         """A figure of the pool (num_slots, slot_bytes, pool_bytes, ...); None when the engine never got so far."""
         value = self.engine.pool.get(name)
         return value if isinstance(value, int) else None
+
+    @property
+    def num_repeats(self) -> int:
+        """How often it ran to its end; a record without repeats is one."""
+        return sum(repeat.status == "complete" for repeat in self.engine.repeats) or 1
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether its times are a model's, without noise."""
+        return bool(self.run.environment.get("is_simulated"))
 
     @property
     def is_paged(self) -> bool:
@@ -92,6 +103,12 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
                     device=rows(device, "time_ns"),
                     prefixes=rows(prefixes, "prefix"),
                     pool_map=rows(pool_map, "time_ns"),
+                    other_steps=tuple(
+                        others
+                        for repeat in engine.repeats
+                        if repeat.status == "complete" and repeat.repeat != engine.typical_repeat
+                        if len(others := _rows_of(engine.spec, repeat.repeat, steps, "end_ns"))
+                    ),
                 )
             )
     return subjects

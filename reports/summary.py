@@ -1,9 +1,10 @@
 """The summary's figures on the page: the cards, and the table of every metric. Values are run.json's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pbench.reports.quantity import Comparison, compare, format_quantity
+from pbench.reports.quantity import Comparison, compare, format_number, format_quantity
+from pbench.reports.ratios import difference_bounds, ratio_bounds
 from pbench.reports.subjects import Subject
 from pbench.reports.verdict import Pair
 from pbench.results import METRICS, Metric
@@ -30,6 +31,8 @@ class Figure:
     text: str
     share: float
     comparison: Comparison | None  # against the baseline; None for the baseline itself
+    interval_text: str = ""  # over the repeats: "± 3.1 %"
+    marks: tuple[str, ...] = ()  # why the figure must not be taken at its word
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,31 @@ def cards(subjects: Sequence[Subject], pair: Pair | None) -> list[MetricRow]:
     return rows
 
 
+def _bounds(subject: Subject, baseline: Subject, metric: Metric) -> tuple[float, float] | None:
+    find = difference_bounds if metric.unit == "%" else ratio_bounds
+    found = find(subject, baseline, metric.name)
+    return None if found is None else (found.low, found.high)
+
+
+def _interval_text(subject: Subject, metric: Metric) -> str:
+    """Half of the interval: in points of a share, else in % of the figure; empty where it is nothing."""
+    interval, value = subject.engine.intervals.get(metric.name), subject.metric(metric.name)
+    half = (interval.high - interval.low) / 2 if interval else 0.0
+    if not half or not value:
+        return ""
+    if metric.unit == "%":
+        return f"± {format_number(half, 2)} points"
+    return f"± {format_number(100 * half / abs(value), 2)} %"
+
+
+def _marks(subject: Subject, metric: Metric) -> Iterator[str]:
+    interval = subject.engine.intervals.get(metric.name)
+    if interval is not None and interval.is_wide and interval.spread_pct is not None:
+        yield f"repeats lie {format_number(interval.spread_pct, 2)} % apart"
+    if metric.name in subject.engine.unsupported:
+        yield "too few requests for this percentile"
+
+
 def _row(metric: Metric, subjects: Sequence[Subject], pair: Pair | None) -> MetricRow:
     values = [subject.metric(metric.name) for subject in subjects]
     largest = max((abs(value) for value in values if value is not None), default=0)
@@ -74,7 +102,9 @@ def _row(metric: Metric, subjects: Sequence[Subject], pair: Pair | None) -> Metr
                 abs(value) / largest if value is not None and largest else 0.0,
                 None
                 if baseline is None or subject is baseline
-                else compare(value, baseline.metric(metric.name), metric),
+                else compare(value, baseline.metric(metric.name), metric, _bounds(subject, baseline, metric)),
+                _interval_text(subject, metric),
+                tuple(_marks(subject, metric)),
             )
             for subject, value in zip(subjects, values, strict=True)
         ),

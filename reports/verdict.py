@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pbench.reports.quantity import EQUAL_RATIO, TIMES, format_number, format_quantity
+from pbench.reports.ratios import ratio_bounds
 from pbench.reports.subjects import Subject
 from pbench.reports.text import shorten
+from pbench.results import CONFIDENCE
 
+_SPEED = "output_tokens_per_s"
 _REASON_CHARS = 240  # the whole reason stands with the engine's notes
 _NOTE_CHARS = 240
 _BLOCKED_SHARE_OF_NOTE = 0.01  # below this share of the time, memory was as good as never the limit
@@ -71,7 +74,7 @@ def reach_verdict(subjects: Sequence[Subject]) -> Verdict:
     if not speed or not baseline_speed:
         sentence = f"{candidate.label}: {_speed_text(candidate)}; {baseline.label}: {_speed_text(baseline)}."
         return Verdict("Not compared", "≠", "neutral", sentence, _caveats(subjects))
-    return _judge_ratio(pair, speed / baseline_speed, _caveats(subjects))
+    return _judge_ratio(pair, speed / baseline_speed, _caveats(subjects, pair))
 
 
 def has_same_workload(subjects: Sequence[Subject]) -> bool:
@@ -88,16 +91,31 @@ def _judge_ratio(pair: Pair, ratio: float, caveats: tuple[str, ...]) -> Verdict:
         pool_text = f" on the same {format_quantity(pools[1], 'bytes')} KV pool"
     else:
         pool_text = " on KV pools of " + " and ".join(format_quantity(pool, "bytes") for pool in pools)
-    if abs(ratio - 1) <= EQUAL_RATIO:
-        sentence = f"{candidate.label} and {baseline.label} generated tokens equally fast{pool_text}."
-        return Verdict("Equal", "=", "neutral", sentence, caveats)
+    bounds = ratio_bounds(candidate, baseline, _SPEED)
+    if bounds is not None and bounds.low < bounds.high:
+        certainty = (
+            f" The {CONFIDENCE:.0%} interval of the ratio is {format_number(bounds.low)} to"
+            f" {format_number(bounds.high)}, from {bounds.num_repeats} repeats of each"
+            f"{', run in turns' if bounds.is_paired else ''}."
+        )
+        if bounds.holds(1):
+            sentence = (
+                f"{candidate.label} and {baseline.label} are not told apart{pool_text}:"
+                f" {format_number(ratio)}{TIMES} the output tokens/s.{certainty}"
+            )
+            return Verdict("No difference shown", "\u2248", "neutral", sentence, caveats)
+    else:
+        certainty = ""
+        if abs(ratio - 1) <= EQUAL_RATIO:
+            sentence = f"{candidate.label} and {baseline.label} generated tokens equally fast{pool_text}."
+            return Verdict("Equal", "=", "neutral", sentence, caveats)
     sentence = (
         f"{candidate.label} generated {format_number(ratio)}{TIMES} the output tokens/s of {baseline.label}{pool_text}"
     )
     together = [subject.metric("peak_running") for subject in pair if subject is not None]
     if together[0] is not None and together[1] is not None:
         sentence += f", with at most {together[0]:g} requests together against {together[1]:g}"
-    sentence += "."
+    sentence += f".{certainty}"
     if ratio > 1:
         return Verdict(f"{format_number(ratio)}{TIMES} faster", "▲", "good", sentence, caveats)
     return Verdict(f"{format_number(1 / ratio)}{TIMES} slower", "▼", "bad", sentence, caveats)
@@ -123,7 +141,7 @@ def _speed_text(subject: Subject) -> str:
     return f"{format_quantity(subject.metric('output_tokens_per_s'), 'tok/s')} of output"
 
 
-def _caveats(subjects: Sequence[Subject]) -> tuple[str, ...]:
+def _caveats(subjects: Sequence[Subject], pair: Pair | None = None) -> tuple[str, ...]:
     """What the run notes of all engines alike (simulated, cut short, ...), then what follows from its figures."""
     notes = [set(subject.engine.notes) for subject in subjects]
     caveats = [shorten(note, _NOTE_CHARS) for note in subjects[0].engine.notes if note in set.intersection(*notes)]
@@ -134,8 +152,7 @@ def _caveats(subjects: Sequence[Subject]) -> tuple[str, ...]:
                 f"Memory was never the limit for {subject.label}: no request had to wait for it."
                 " A smaller --kv-memory or more requests would show what paging buys."
             )
-    if len(subjects) > 1:
-        caveats.append(
-            "The ratio is of one run of each engine and has no interval: repeat the run to learn its spread."
-        )
+    has_noise = not all(subject.is_simulated for subject in subjects)
+    if pair and pair.baseline and has_noise and ratio_bounds(pair.candidate, pair.baseline, _SPEED) is None:
+        caveats.append("The ratio is of one run of each engine and has no interval: --repeats 5 would tell its spread.")
     return tuple(dict.fromkeys(caveats))

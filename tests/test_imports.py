@@ -15,7 +15,7 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "kernels": ("pbench.kernels",),
     "workloads": ("pbench.workloads",),
     "engine": ("pbench.engine", "pbench.kernels"),
-    "reports": ("pbench.reports", "pbench.results", "pbench.throughput_result", "pbench.errors"),
+    "reports": ("pbench.reports", "pbench.results", "pbench.throughput_result", "pbench.intervals", "pbench.errors"),
     "pbench": None,
 }
 

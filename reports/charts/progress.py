@@ -1,6 +1,7 @@
 """Tokens/s, requests running and waiting, and what happened to blocks, over time: engines in one chart each."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,6 +11,9 @@ from pbench.reports.quantity import format_number, format_quantity
 from pbench.reports.reduction import Ints, Rate, common_window_ns, m4_rows, rate_over_time
 from pbench.reports.subjects import Subject, floats
 from pbench.reports.text import plot_label
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _EVENTS = (
     ("num_preempted", "preemptions"),
@@ -40,9 +44,12 @@ def progress_panel(subjects: Sequence[Subject]) -> Panel:
 
 
 def _speed(subject: Subject, window_ns: float) -> Rate:
-    return rate_over_time(
-        _times(subject, "start_ns"), _times(subject, "end_ns"), floats(subject.steps, "num_output_tokens"), window_ns
-    )
+    return _rate(subject.steps, window_ns)
+
+
+def _rate(steps: "pd.DataFrame", window_ns: float) -> Rate:
+    start_ns, end_ns = (steps[name].to_numpy(dtype=np.int64) for name in ("start_ns", "end_ns"))
+    return rate_over_time(start_ns, end_ns, floats(steps, "num_output_tokens"), window_ns)
 
 
 def _window_ns(subjects: Sequence[Subject]) -> float:
@@ -56,6 +63,19 @@ def _times(subject: Subject, column: str) -> Ints:
 def _speed_chart(subjects: Sequence[Subject], window_ns: float) -> Chart:
     figure = new_time_figure("output tok/s", yaxis_rangemode="tozero")
     for subject in subjects:
+        for steps in subject.other_steps:
+            rate = _rate(steps, window_ns)
+            figure.add_trace(
+                go.Scatter(
+                    x=seconds(rate.time_ns),
+                    y=plain(rate.per_s, 5),
+                    mode="lines",
+                    line={"color": subject.ink.shade.light, "dash": subject.ink.dash, "width": 1},
+                    opacity=0.35,
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
+            )
         rate = _speed(subject, window_ns)
         figure.add_trace(
             go.Scatter(
@@ -71,6 +91,8 @@ def _speed_chart(subjects: Sequence[Subject], window_ns: float) -> Chart:
         f"{subject.label} {format_quantity(subject.metric('output_tokens_per_s'), 'tok/s')}" for subject in subjects
     )
     summary = f"Totals over windows of {format_quantity(window_ns / 1e9, 's')}. Over the whole run: {means}."
+    if any(subject.other_steps for subject in subjects):
+        summary += " Thin lines are the other repeats."
     return Chart("progress-speed", "Output tokens/s", summary, figure, 280, is_on_time_axis=True)
 
 

@@ -77,7 +77,7 @@ def _steps(spec: str, num_steps: int, rng: np.random.Generator) -> "pd.DataFrame
     end_ns = np.cumsum(lengths)
     fill = (0.85 if spec == "paged" else 0.4) + 0.1 * np.sin(np.arange(num_steps) / num_steps * 60)
     token_state = (NUM_SLOTS * fill * rng.uniform(0.95, 1, num_steps)).astype(np.int64)
-    columns: dict[str, object] = dict.fromkeys(STEP_COLUMNS, 0)
+    columns: dict[str, object] = dict.fromkeys(STEP_COLUMNS, 0) | {"repeat": 1}
     rest = NUM_SLOTS - token_state
     for part, share in (("reserved", 0.3), ("internal", 0.3), ("external", 0.1), ("cached", 0.2)):
         columns[part] = (rest * share).astype(np.int64)
@@ -112,7 +112,7 @@ def _requests(spec: str, num_requests: int, end_ns: int, rng: np.random.Generato
     arrival_ns = np.sort(rng.integers(0, int(end_ns * 0.9), num_requests))
     marks = arrival_ns + np.cumsum(rng.gamma(2, end_ns / 200, (3, num_requests)), axis=0).astype(np.int64)
     marks = np.minimum(marks, end_ns)
-    columns: dict[str, object] = dict.fromkeys(REQUEST_COLUMNS, 0)
+    columns: dict[str, object] = dict.fromkeys(REQUEST_COLUMNS, 0) | {"repeat": 1}
     prompts = np.clip(rng.lognormal(6, 1, num_requests), 4, 8000).astype(np.int64)
     columns |= {
         "engine": spec,
@@ -137,7 +137,7 @@ def _device(spec: str, end_ns: int, rng: np.random.Generator) -> "pd.DataFrame":
 
     times_ns = np.arange(0, end_ns, 100_000_000)
     used = NUM_SLOTS * SLOT_BYTES + rng.integers(0, 10**9, len(times_ns))
-    columns: dict[str, object] = dict.fromkeys(DEVICE_COLUMNS)
+    columns: dict[str, object] = dict.fromkeys(DEVICE_COLUMNS) | {"repeat": 1}
     columns |= {
         "engine": spec,
         "time_ns": times_ns,

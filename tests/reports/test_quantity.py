@@ -57,7 +57,7 @@ def test_figures_beside_each_other_share_the_unit_of_the_largest() -> None:
         (SPEED, 100.5, 100.0, "equal", "same", "neutral"),
         (SHARE, 1.5, 33.9, "\u221232.4 points", "down", "better"),
         (NEITHER, 10.0, 1.0, f"10{TIMES} as much", "up", "neutral"),
-        (LATENCY, 5.0, 0.0, "5 against 0", "up", "worse"),
+        (LATENCY, 5.0, 0.0, "5\u00a0ms against 0\u00a0ms", "up", "worse"),
     ],
 )
 def test_a_comparison_says_how_much_which_way_and_whether_it_is_good(

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pbench.intervals import t_quantile
+from pbench.student_t import t_quantile
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]

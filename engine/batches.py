@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pbench.engine.attention import Batch
 from pbench.engine.config import EngineConfig
+from pbench.engine.model_config import DTYPE_BYTES
 from pbench.engine.plan import PlannedSequence, StepPlan
 from pbench.engine.shared_runs import RunFinder, RunTiles, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.engine.transfers import Staging
@@ -82,7 +83,7 @@ class Batches:
         self._wide_staging, self._narrow_staging = Staging(self._wide), Staging(self._narrow)
         self._run_finder: RunFinder | None = None
         if pool.is_cuda and not self._is_contiguous and config.is_prefix_cached:
-            limits = run_limits(pool[0], config.model.num_heads)
+            limits = run_limits(pool[0], config.model.num_heads, DTYPE_BYTES[config.dtype])
             self._run_finder = RunFinder(self._block_size, limits) if limits is not None else None
 
     @property

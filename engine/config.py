@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pbench.engine.block_pool import num_blocks_for
 from pbench.engine.errors import ConfigError
 from pbench.engine.eviction import EVICTION_POLICIES
-from pbench.engine.model_config import DTYPE_BYTES, ModelConfig
+from pbench.engine.model_config import DTYPE_BYTES, FP8, ModelConfig
 from pbench.engine.preemption import PREEMPTION_MODES
 from pbench.engine.reservation import reservation_for
 
+KV_DTYPES = ("auto", FP8)
 MEMORY_SPECS = ("paged", "contiguous:max", "contiguous:pow2", "contiguous:oracle", "static")
 
 
@@ -34,6 +35,7 @@ class EngineConfig:
     preemption: str = "recompute"  # one of PREEMPTION_MODES: what happens to a request that must make room; paged only
     host_kv_memory_bytes: int = 0  # host memory for swapped blocks
     dtype: str = "float32"  # "float32" | "bfloat16" | "float16"
+    kv_dtype: str = "auto"  # of K and V in the pool: as dtype, or "fp8": half a 16-bit pool, and less exact
     device: str = "cpu"  # "cpu" | "cuda"
     num_threads: int = 0  # that torch computes with on the CPU; 0: as torch decides
     seed: int = 0  # of random weights
@@ -45,6 +47,8 @@ class EngineConfig:
             raise ConfigError(f"engine {self.memory!r} is unknown; known: {', '.join(MEMORY_SPECS)}")
         if self.dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown; known: {', '.join(DTYPE_BYTES)}")
+        if self.kv_dtype not in KV_DTYPES:
+            raise ConfigError(f"kv_dtype {self.kv_dtype!r} is unknown; known: {', '.join(KV_DTYPES)}")
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
             raise ConfigError(f"block size {self.block_size} is not a power of two")
         for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):
@@ -78,7 +82,7 @@ class EngineConfig:
     @property
     def slot_bytes(self) -> int:
         """Bytes of one slot: K and V of one token in every layer."""
-        return self.model.kv_bytes_per_token(self.dtype)
+        return self.model.kv_bytes_per_token(self.dtype if self.kv_dtype == "auto" else self.kv_dtype)
 
     @property
     def num_slots(self) -> int:

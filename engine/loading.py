@@ -8,8 +8,10 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError
 from pbench.engine.model import Model
+from pbench.engine.model_config import FP8
 from pbench.engine.runner import Runner
 from pbench.engine.weights import load_weights, random_weights
+from pbench.kernels.launch import FP8_CAPABILITY
 
 
 def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
@@ -25,6 +27,8 @@ def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
+    if config.device == "cuda" and config.kv_dtype == FP8 and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        raise ConfigError("kv_dtype 'fp8' needs a GPU of compute capability 8.9 or later; leave out --kv-dtype")
     if config.device == "cpu" and config.num_threads:
         torch.set_num_threads(config.num_threads)
     config.check_pool(1, 1)

@@ -11,6 +11,8 @@ from pbench.engine.json_fields import JsonFields, read_json_object
 from pbench.engine.rope_scaling import RopeScaling, read_rope
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FP8 = "fp8"  # e4m3, of K and V only
+KV_DTYPE_BYTES = DTYPE_BYTES | {FP8: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,15 @@ class ModelConfig:
         return embeddings + self.num_layers * (attention + feed_forward + norms) + self.hidden_size
 
     def kv_bytes_per_token(self, dtype: str) -> int:
-        """Return the bytes of one token's K and V in every layer, for ``dtype`` one of DTYPE_BYTES.
+        """Return the bytes of one token's K and V in every layer, for ``dtype`` one of KV_DTYPE_BYTES.
 
         Raises:
             ConfigError: another dtype.
 
         """
-        if dtype not in DTYPE_BYTES:
-            raise ConfigError(f"dtype {dtype!r} is unknown; known: {', '.join(DTYPE_BYTES)}")
-        return 2 * self.num_layers * self.kv_size * DTYPE_BYTES[dtype]
+        if dtype not in KV_DTYPE_BYTES:
+            raise ConfigError(f"dtype {dtype!r} is unknown; known: {', '.join(KV_DTYPE_BYTES)}")
+        return 2 * self.num_layers * self.kv_size * KV_DTYPE_BYTES[dtype]
 
     def check_runnable(self) -> None:
         """Refuse a model that is a KV shape only.

@@ -10,12 +10,14 @@ from pbench.engine.attention import BatchAttention
 from pbench.engine.batches import Batches, Layout, StepRows
 from pbench.engine.config import EngineConfig
 from pbench.engine.model import Model
+from pbench.engine.model_config import FP8
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
 from pbench.engine.sampling import Choices, beam_candidates, choose_tokens
 from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
 from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
 from pbench.kernels.copy_blocks import copy_blocks
+from pbench.kernels.launch import FP8 as KV_FP8
 
 MAX_CAPTURED_PREFILLS = 32  # in a step that a CUDA graph serves
 
@@ -43,7 +45,7 @@ class Runner:
                 self.block_size,
                 shape.head_dim,
             ),
-            dtype=getattr(torch, config.dtype),
+            dtype=KV_FP8 if config.kv_dtype == FP8 else getattr(torch, config.dtype),
             device=self.device,
         )
         self._swapper = Swapper(self.pool, config.num_host_blocks) if config.num_host_blocks else None

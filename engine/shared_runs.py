@@ -93,11 +93,14 @@ def find_runs(tables: Numbers, num_full_blocks: Numbers, block_size: int, limits
     return RunTiles(own_start, num_levels, forest.order.astype(np.int32), np.array(tiles, np.int32))
 
 
-def run_limits(kv: Tensor, num_heads: int) -> RunLimits | None:
-    """What the kernel wants for so many query heads over ``kv``, a layer of the pool; None if it cannot share there."""
+def run_limits(kv: Tensor, num_heads: int, query_bytes: int) -> RunLimits | None:
+    """What the kernel wants for queries of so many heads and bytes an element over ``kv``, a layer of the pool.
+
+    None where it cannot attend for several sequences at once.
+    """
     num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
     limits = device_limits(kv)
-    members_per_tile = choose_tiling(limits, head_dim, kv.element_size()).tile_rows // (num_heads // num_kv_heads)
+    members_per_tile = choose_tiling(limits, head_dim, query_bytes).tile_rows // (num_heads // num_kv_heads)
     return RunLimits(members_per_tile, num_kv_heads, limits.num_sms) if members_per_tile > 1 else None
 
 

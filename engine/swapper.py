@@ -16,9 +16,11 @@ class Swapper:
     """
 
     def __init__(self, pool: Tensor, num_host_blocks: int) -> None:
-        self._pool = pool  # (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
-        num_layers, _, *slab = pool.shape
-        self._host = torch.empty((num_host_blocks, num_layers, *slab), dtype=pool.dtype, pin_memory=pool.is_cuda)
+        # Bytes: (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim * element size). torch does not index
+        # 8-bit floats.
+        self._pool = pool.view(torch.uint8)
+        num_layers, _, *slab = self._pool.shape
+        self._host = torch.empty((num_host_blocks, num_layers, *slab), dtype=torch.uint8, pin_memory=pool.is_cuda)
 
     def run(self, swaps: Swaps) -> None:
         """Enqueue the copies of a step: those to the host first."""
@@ -28,9 +30,7 @@ class Swapper:
             for source, (_, host_id) in zip(staged, swaps.out, strict=True):
                 self._host[host_id].copy_(source, non_blocking=True)
         if swaps.back:
-            staged = torch.empty(
-                (len(swaps.back), *self._host.shape[1:]), dtype=self._pool.dtype, device=self._pool.device
-            )
+            staged = torch.empty((len(swaps.back), *self._host.shape[1:]), dtype=torch.uint8, device=self._pool.device)
             for destination, (host_id, _) in zip(staged, swaps.back, strict=True):
                 destination.copy_(self._host[host_id], non_blocking=True)
             block_ids = self._ids([block_id for _, block_id in swaps.back])

@@ -75,4 +75,5 @@ def copy_blocks_triton(pool: torch.Tensor, pairs: torch.Tensor) -> None:
 
 def copy_blocks_reference(pool: torch.Tensor, pairs: torch.Tensor) -> None:
     """``copy_blocks`` in plain torch."""
-    pool[:, pairs[:, 1]] = pool[:, pairs[:, 0]]
+    memory = pool.view(torch.uint8)  # torch does not index 8-bit floats
+    memory[:, pairs[:, 1]] = memory[:, pairs[:, 0]]

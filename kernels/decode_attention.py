@@ -103,7 +103,8 @@ def _decode_attention_kernel(
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     num_slots: tl.tensor,  # of the pool; contiguous addressing only
-    scale_log2: tl.tensor,  # scale * log2(e)
+    scale_log2: tl.tensor,  # scale * key_scale * log2(e)
+    value_scale: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -182,7 +183,7 @@ def _decode_attention_kernel(
                     TILE_DIMS,
                     True,
                 )
-            acc = acc / total[:, None]
+            acc = acc / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
             if end_tile - first_tile == num_tiles:
                 if HAS_SHARED:
@@ -264,6 +265,8 @@ def decode_attention(
     is_contiguous: bool = False,
     out: torch.Tensor | None = None,
     plan: DecodePlan | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Attend from one token per sequence to the sequence's KV, its own included: ``(B, H, D)``.
 
@@ -271,7 +274,7 @@ def decode_attention(
 
     Args:
         query: ``(B, H, D)``, float32, bfloat16 or float16; the last dimension contiguous.
-        kv: one layer of the pool (kv_layout.py), of query's dtype, H a multiple of its KV heads.
+        kv: one layer of the pool (kv_layout.py), of query's dtype or FP8, H a multiple of its KV heads.
         table: int32 ``(B, width)``: block tables, or in column 0 the first slots of extents.
         context_lens: int32 ``(B,)``, tokens to attend to. 0 (the padding of a CUDA graph) gives zeros and
             reads nothing.
@@ -280,6 +283,8 @@ def decode_attention(
         out: where to write, contiguous; a new tensor otherwise.
         plan: what ``plan_for`` made of the same context_lens and shapes, for all layers of a step; made anew
             otherwise. With shared runs in it, each of them is read once for all its members.
+        key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
+        value_scale: likewise for V.
 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
@@ -293,11 +298,29 @@ def decode_attention(
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
     if not runs_on_triton(query):
-        result = decode_attention_reference(query, kv, table, context_lens, scale=scale, is_contiguous=is_contiguous)
+        result = decode_attention_reference(
+            query,
+            kv,
+            table,
+            context_lens,
+            scale=scale,
+            is_contiguous=is_contiguous,
+            key_scale=key_scale,
+            value_scale=value_scale,
+        )
         return out.copy_(result)
     plan = plan or _plan(query, kv, context_lens)
     return decode_attention_triton(
-        query, kv, table, context_lens, out, scale=scale, is_contiguous=is_contiguous, plan=plan
+        query,
+        kv,
+        table,
+        context_lens,
+        out,
+        scale=scale,
+        is_contiguous=is_contiguous,
+        plan=plan,
+        key_scale=key_scale,
+        value_scale=value_scale,
     )
 
 
@@ -332,6 +355,8 @@ def decode_attention_triton(
     is_contiguous: bool,
     plan: DecodePlan,
     shared_tiling: SharedTiling | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
     num_sequences, num_heads, head_dim = query.shape
@@ -353,8 +378,9 @@ def decode_attention_triton(
             runs,
             plan.shared_partial,
             plan.shared_log_sum,
-            scale=scale,
-            tiling=shared_tiling or choose_shared_tiling(device_limits(kv), head_dim, kv.element_size()),
+            scale=scale * key_scale,
+            value_scale=value_scale,
+            tiling=shared_tiling or choose_shared_tiling(device_limits(kv), head_dim, query.element_size()),
         )
     _decode_attention_kernel[(plan.num_programs,)](
         query,
@@ -375,7 +401,8 @@ def decode_attention_triton(
         query.stride(1),
         table.stride(0),
         num_slots,
-        scale * math.log2(math.e),
+        scale * key_scale * math.log2(math.e),
+        value_scale,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -414,6 +441,8 @@ def decode_attention_reference(
     *,
     scale: float,
     is_contiguous: bool = False,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """``decode_attention`` in plain torch, all sequences at once; float64 too."""
     num_sequences, num_heads, head_dim = query.shape
@@ -422,11 +451,11 @@ def decode_attention_reference(
     if max_context == 0:
         return torch.zeros_like(query)
     compute_dtype = torch.promote_types(query.dtype, torch.float32)
-    key, value = gather_kv(kv, table, context_lens, max_context, is_contiguous)
-    grouped = (query.to(compute_dtype) * scale).reshape(num_sequences, num_kv_heads, -1, head_dim)
-    scores = grouped @ key.to(compute_dtype).transpose(2, 3)  # (num_sequences, num_kv_heads, group, length)
+    key, value = gather_kv(kv, table, context_lens, max_context, is_contiguous, compute_dtype)
+    grouped = (query.to(compute_dtype) * (scale * key_scale)).reshape(num_sequences, num_kv_heads, -1, head_dim)
+    scores = grouped @ key.transpose(2, 3)  # (num_sequences, num_kv_heads, group, length)
     lens = context_lens[:, None, None, None]
     scores.masked_fill_(torch.arange(key.shape[2], device=key.device) >= lens, float("-inf"))
-    out = scores.softmax(dim=-1) @ value.to(compute_dtype)
+    out = scores.softmax(dim=-1) @ value * value_scale
     out.masked_fill_(lens == 0, 0)
     return out.reshape(num_sequences, num_heads, head_dim).to(query.dtype)

@@ -12,6 +12,9 @@ Contiguous: the layer is ONE block as large as the pool, ``row[0]`` is the first
 extent, and its token t lies in slot ``row[0] + t``.
 
 Nothing of a row is read beyond the blocks that hold the sequence's context.
+
+K and V are of the queries' dtype, or 8-bit floats (e4m3: Micikevicius et al., 2022, https://arxiv.org/abs/2209.05433)
+that hold them divided by one scale for all of K and one for all of V.
 """
 
 import torch
@@ -19,6 +22,7 @@ import torch
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
+    FP8,
     check_contiguous,
     check_dtype,
     check_num_dims,
@@ -117,7 +121,7 @@ def check_attention(
     """
     check_num_dims("query", query, 3, "(num_tokens, num_heads, head_dim)")
     check_kv(kv)
-    check_dtype("query", query, kv.dtype)
+    check_dtype("query", query, *(FLOAT_DTYPES if kv.dtype is FP8 else (kv.dtype,)))
     check_rows("query", query)
     num_blocks, _, num_kv_heads, block_size, head_dim = kv.shape
     if query.shape[2] != head_dim:
@@ -146,7 +150,7 @@ def check_kv(kv: torch.Tensor) -> None:
         ValueError: it is not laid out as this file's head says, or of a dtype or head_dim without kernels.
     """
     check_num_dims("kv", kv, 5, "(num_blocks, 2, num_kv_heads, block_size, head_dim)")
-    check_dtype("kv", kv, *FLOAT_DTYPES)
+    check_dtype("kv", kv, *FLOAT_DTYPES, FP8)
     check_contiguous("kv", kv)
     if kv.shape[1] != 2:
         raise ValueError(f"kv has shape {tuple(kv.shape)}; dimension 1 must hold K and V")
@@ -155,12 +159,17 @@ def check_kv(kv: torch.Tensor) -> None:
 
 
 def gather_kv(
-    kv: torch.Tensor, table: torch.Tensor, context_lens: torch.Tensor, max_context: int, is_contiguous: bool
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    max_context: int,
+    is_contiguous: bool,
+    dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """K and V of every sequence, side by side, by plain indexing: what the references attend to.
 
     Returns:
-        Two tensors ``(num_sequences, num_kv_heads, length, head_dim)`` of kv's dtype, length at least
+        Two tensors ``(num_sequences, num_kv_heads, length, head_dim)`` of ``dtype``, length at least
         ``max_context`` (paged: rounded up to whole blocks). Past a sequence's context K is arbitrary and V is
         zero.
     """
@@ -175,11 +184,11 @@ def gather_kv(
         runs = table[:, : -(-max_context // block_size)].long() * (2 * num_kv_heads)
     first_tokens = torch.arange(runs.shape[1], device=device) * run_slots
     runs = torch.where(first_tokens < context_lens[:, None], runs, 0)[:, None] + heads * num_runs
-    memory = kv.view(-1, run_slots * head_dim)
+    memory = kv.view(-1, run_slots * head_dim).view(torch.uint8)  # torch does not index 8-bit floats
     shape = (len(table), num_kv_heads, runs.shape[2] * run_slots, head_dim)
     # index_select copies whole rows, which a CPU does faster than indexing with two tensors.
-    key = memory.index_select(0, runs.flatten()).view(shape)
-    value = memory.index_select(0, (runs + num_kv_heads * num_runs).flatten()).view(shape)
+    key = memory.index_select(0, runs.flatten()).view(kv.dtype).view(shape).to(dtype)
+    value = memory.index_select(0, (runs + num_kv_heads * num_runs).flatten()).view(kv.dtype).view(shape).to(dtype)
     # A weight of zero does not silence what lies in an unused slot: 0 * NaN is NaN.
     is_unused = torch.arange(shape[2], device=device) >= context_lens[:, None]
     return key, value.masked_fill_(is_unused[:, None, :, None], 0)

@@ -12,6 +12,9 @@ import torch
 from pbench.kernels.compiler import HAS_TRITON
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FP8 = torch.float8_e4m3fn  # of K and V only
+FP8_MAX = 448.0
+FP8_CAPABILITY = (8, 9)  # of the first GPUs that convert it
 
 
 class DeviceLimits(NamedTuple):

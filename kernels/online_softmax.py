@@ -56,7 +56,7 @@ def attend_tile(
         TILE_DIMS,
         IS_MASKED,
     )
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
     if IS_MASKED:
         scores = tl.where((start + tl.arange(0, TILE_TOKENS) < end)[None, :], scores, float("-inf"))
     # A tile has at least one token, so new_top is finite and no difference of infinities arises.
@@ -64,5 +64,5 @@ def attend_tile(
     weights = tl.exp2(scores * scale_log2 - new_top[:, None])
     decay = tl.exp2(top - new_top)
     total = total * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(query.dtype), value.to(query.dtype), acc * decay[:, None], input_precision="ieee")
     return new_top, total, acc

@@ -94,7 +94,7 @@ def _attend_tile(
         TILE_DIMS,
         IS_MASKED,
     )
-    scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+    scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
     if IS_MASKED:
         tokens = start + tl.arange(0, TILE_TOKENS)
         scores = tl.where(tokens[None, :] <= positions[:, None], scores, float("-inf"))
@@ -103,7 +103,7 @@ def _attend_tile(
     weights = tl.exp2(scores * scale_log2 - new_top[:, None])
     decay = tl.exp2(top - new_top)
     total = total * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+    acc = tl.dot(weights.to(query.dtype), value.to(query.dtype), acc * decay[:, None], input_precision="ieee")
     return new_top, total, acc
 
 
@@ -150,7 +150,8 @@ def _prefill_attention_kernel(
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     num_slots: tl.tensor,  # of the pool; contiguous addressing only
-    scale_log2: tl.tensor,  # scale * log2(e)
+    scale_log2: tl.tensor,  # scale * key_scale * log2(e)
+    value_scale: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -243,7 +244,7 @@ def _prefill_attention_kernel(
             TILE_DIMS,
             True,
         )
-    out = (acc / total[:, None]).to(out_ptr.dtype.element_ty)
+    out = (acc / total[:, None] * value_scale).to(out_ptr.dtype.element_ty)
     out_rows = tokens * NUM_HEADS + heads
     tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
 
@@ -258,13 +259,15 @@ def prefill_attention(
     scale: float,
     is_contiguous: bool = False,
     out: torch.Tensor | None = None,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Attend causally from the last tokens of every sequence to its KV, their own included: ``(T, H, D)``.
 
     Args:
         query: ``(T, H, D)``, float32, bfloat16 or float16, the sequences' queries one after the other, perhaps
             among others; the last dimension contiguous.
-        kv: one layer of the pool (kv_layout.py), of query's dtype, H a multiple of its KV heads. It already
+        kv: one layer of the pool (kv_layout.py), of query's dtype or FP8, H a multiple of its KV heads. It already
             holds the K and V of the queries' own tokens.
         table: int32 ``(B, width)``: block tables, or in column 0 the first slots of extents.
         query_start: int32 ``(B + 1,)``, rising, from 0 to T at most; a sequence may have no queries. Rows of out
@@ -273,6 +276,8 @@ def prefill_attention(
         scale: positive factor of the scores, usually ``D ** -0.5``.
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
+        key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
+        value_scale: likewise for V.
 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
@@ -289,7 +294,15 @@ def prefill_attention(
         check_contiguous("out", out)
     if not runs_on_triton(query):
         result = prefill_attention_reference(
-            query, kv, table, query_start, context_lens, scale=scale, is_contiguous=is_contiguous
+            query,
+            kv,
+            table,
+            query_start,
+            context_lens,
+            scale=scale,
+            is_contiguous=is_contiguous,
+            key_scale=key_scale,
+            value_scale=value_scale,
         )
         rows = slice(int(query_start[0]), int(query_start[-1]))
         out[rows] = result[rows]
@@ -304,6 +317,8 @@ def prefill_attention(
         scale=scale,
         is_contiguous=is_contiguous,
         tiling=choose_tiling(query, kv),
+        key_scale=key_scale,
+        value_scale=value_scale,
     )
 
 
@@ -318,6 +333,8 @@ def prefill_attention_triton(
     scale: float,
     is_contiguous: bool,
     tiling: PrefillTiling,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says."""
     num_sequences = table.shape[0]
@@ -339,7 +356,8 @@ def prefill_attention_triton(
         query.stride(1),
         table.stride(0),
         num_slots,
-        scale * math.log2(math.e),
+        scale * key_scale * math.log2(math.e),
+        value_scale,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
@@ -382,6 +400,8 @@ def prefill_attention_reference(
     *,
     scale: float,
     is_contiguous: bool = False,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
 ) -> torch.Tensor:
     """``prefill_attention`` in plain torch, one sequence after the other; float64 too. Other rows are arbitrary."""
     num_heads, head_dim = query.shape[1:]
@@ -393,7 +413,7 @@ def prefill_attention_reference(
         query_len = last - first
         if query_len == 0:
             continue
-        key, value = gather_kv(kv, table[i : i + 1], context_lens[i : i + 1], context_len, is_contiguous)
+        key, value = gather_kv(kv, table[i : i + 1], context_lens[i : i + 1], context_len, is_contiguous, query.dtype)
         # The heads of a group stand in the batch dimension, over which K and V are expanded without a copy.
         grouped = query[first:last].reshape(query_len, num_kv_heads, -1, head_dim).permute(2, 1, 0, 3)
         positions = torch.arange(context_len - query_len, context_len, device=query.device)
@@ -403,7 +423,7 @@ def prefill_attention_reference(
             key[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
             value[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
             attn_mask=tokens <= positions[:, None],
-            scale=scale,
+            scale=scale * key_scale,
         )  # (group, num_kv_heads, query_len, head_dim)
-        out[first:last] = attended.permute(2, 1, 0, 3).reshape(query_len, num_heads, head_dim)
+        out[first:last] = attended.permute(2, 1, 0, 3).reshape(query_len, num_heads, head_dim) * value_scale
     return out

@@ -70,6 +70,7 @@ def _shared_attention_kernel(
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     scale_log2: tl.tensor,  # scale * log2(e)
+    value_scale: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -152,7 +153,9 @@ def _shared_attention_kernel(
                 True,
             )
         out_rows = (level.to(tl.int64) * num_sequences + sequences) * NUM_HEADS + heads
-        tl.store(partial_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None], mask=mask)
+        tl.store(
+            partial_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None] * value_scale, mask=mask
+        )
         tl.store(log_sum_ptr + out_rows, top + tl.log2(total), mask=is_row)
 
 
@@ -194,6 +197,7 @@ def shared_attention_triton(
     *,
     scale: float,
     tiling: SharedTiling,
+    value_scale: float = 1.0,
 ) -> None:
     """Attend to the shared runs of a batch, on arguments that ``decode_attention`` has checked.
 
@@ -204,8 +208,9 @@ def shared_attention_triton(
         runs: of these sequences, cut into tiles of at most ``tiling.tile_rows // (H / kv heads)`` members.
         partial: float32 ``(MAX_LEVELS, B, H, D)``: receives each level's attention, for its members only.
         log_sum: float32 ``(MAX_LEVELS, B, H)``: receives the base-2 logarithms of the sums of exponentials.
-        scale: as for decode_attention.
+        scale: of the scores, key_scale included; as value_scale, see decode_attention.
         tiling: of ``choose_tiling``.
+        value_scale: likewise.
     """
     num_sequences, num_heads, head_dim = query.shape
     _shared_attention_kernel[(device_limits(kv).num_sms,)](
@@ -222,6 +227,7 @@ def shared_attention_triton(
         query.stride(1),
         table.stride(0),
         scale * math.log2(math.e),
+        value_scale,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=kv.shape[2],
         HEAD_DIM=head_dim,
@@ -260,7 +266,7 @@ def shared_attention_reference(
     for first_member, num_members, first, end, level in runs.tiles[: int(runs.num_tiles)].tolist():
         members = runs.members[first_member : first_member + num_members].long()
         one, length = table[members[:1]], torch.tensor([end], dtype=torch.int32, device=table.device)
-        key, value = (tensor[0, :, first:end] for tensor in gather_kv(kv, one, length, end, False))
+        key, value = (tensor[0, :, first:end] for tensor in gather_kv(kv, one, length, end, False, query.dtype))
         grouped = query[members].reshape(num_members, kv.shape[2], -1, head_dim)
         scores = torch.einsum("mkgd,ktd->mkgt", grouped, key) * scale
         out = torch.einsum("mkgt,ktd->mkgd", scores.softmax(dim=-1), value)

@@ -74,6 +74,7 @@ class EngineOptions:
     preemption: str
     host_kv_memory_bytes: int
     dtype: str
+    kv_dtype: str
     device: str
     num_threads: int
     seed: int

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from pbench.ceilings import Ceilings
-from pbench.kernel_cases import OURS, OURS_FLAT, Case, attention_case, attention_error, copy_case, row_cases
+from pbench.kernel_cases import OURS, OURS_FLAT, OURS_FP8, Case, attention_case, attention_error, copy_case, row_cases
 from pbench.kernel_inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_peers import Peer, peers
 from pbench.kernel_shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
 from pbench.kernel_timing import Timing, time_calls
+from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
 ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared")
 OTHER_KERNELS = ("copy blocks", "rows")
@@ -151,6 +152,8 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
     yield ours
     if shape.num_shared_tokens and plan.device.type == "cuda":
         yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
+    if not shape.is_prefill and plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+        yield _measure(_ours(inputs, plan, OURS_FP8), plan)
     if plan.has_peers:
         for peer in peers(inputs):
             yield _measure(_theirs(peer, inputs, ours), plan, ours, peer.name)
@@ -158,7 +161,8 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
 
 def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Callable[[], Case]:
     heads, shape = plan.size.heads, inputs.shape
-    num_bytes, flops = shape.num_bytes(heads, plan.dtype.itemsize), shape.flops(heads)
+    kv_bytes = FP8.itemsize if implementation == OURS_FP8 else plan.dtype.itemsize
+    num_bytes, flops = shape.num_bytes(heads, plan.dtype.itemsize, kv_bytes), shape.flops(heads)
     return lambda: attention_case(inputs, num_bytes, flops, implementation)
 
 

@@ -1,7 +1,7 @@
 """The calls of this project's kernels that are timed, what each must move and compute, and how wrong its result is."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ from pbench.kernel_shapes import BenchSize
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
 from pbench.kernels.decode_plan import DecodePlan
+from pbench.kernels.launch import FP8
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary import rotary_embedding
@@ -23,6 +24,7 @@ from pbench.kernels.write_kv import write_kv
 
 OURS = "pbench"
 OURS_FLAT = "pbench, flat"  # reads a shared run again for every sequence
+OURS_FP8 = "pbench, fp8 KV"
 EPS = 1e-6
 CHECKED_QUERIES = 64  # of a prefill, the last ones
 
@@ -41,7 +43,13 @@ class Case:
 
 
 def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implementation: str = OURS) -> Case:
-    """Decode or prefill attention of this project on these inputs."""
+    """Decode or prefill attention of this project on these inputs; with OURS_FP8 on their KV in 8-bit floats.
+
+    The error is the distance from what the numbers before they were rounded give.
+    """
+    exact = inputs
+    if implementation == OURS_FP8:
+        inputs = replace(inputs, kv=inputs.kv.to(FP8))
     if inputs.shape.is_prefill:
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
@@ -55,7 +63,7 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
         calls,
         num_bytes,
         flops,
-        lambda: attention_error(inputs, run(inputs, 0)),
+        lambda: attention_error(exact, run(inputs, 0)),
     )
 
 
@@ -162,7 +170,7 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
 
 def _shared_runs(inputs: AttentionInputs) -> SharedRuns | None:
     """As an engine finds them, if its cost model says that they pay; the same for all calls."""
-    limits = run_limits(inputs.kv, inputs.queries[0].shape[1])
+    limits = run_limits(inputs.kv, inputs.queries[0].shape[1], inputs.queries[0].element_size())
     if inputs.is_contiguous or limits is None:
         return None
     num_full_blocks = (inputs.context_lens.cpu().numpy() - 1) // inputs.kv.shape[3]

@@ -73,7 +73,7 @@ def attention_inputs(
     A shared prefix lies in the same whole blocks for all sequences of a call; contiguous addressing cannot share.
     """
     element_bytes = buffers.dtype.itemsize
-    num_calls = buffers.num_rotations(shape.num_bytes(heads, element_bytes))
+    num_calls = buffers.num_rotations(shape.num_bytes(heads, element_bytes, element_bytes))
     if is_contiguous:
         kv, tables = _extents(shape, heads, num_calls, buffers)
     else:

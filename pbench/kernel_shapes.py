@@ -47,11 +47,11 @@ class AttentionShape:
         pairs = sum(length * length // 2 if self.is_prefill else length for length in self.context_lens)
         return 4 * heads.num_heads * heads.head_dim * pairs
 
-    def num_bytes(self, heads: Heads, element_bytes: int) -> int:
+    def num_bytes(self, heads: Heads, element_bytes: int, kv_element_bytes: int) -> int:
         """The least that must move: every token's KV once, a shared one's once for all, queries and results."""
         own = sum(length - self.num_shared_tokens for length in self.context_lens)
         num_rows = 2 * self.num_queries * heads.num_heads * heads.head_dim
-        return ((own + self.num_shared_tokens) * heads.kv_numel + num_rows) * element_bytes
+        return (own + self.num_shared_tokens) * heads.kv_numel * kv_element_bytes + num_rows * element_bytes
 
 
 @dataclass(frozen=True, slots=True)

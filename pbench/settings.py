@@ -44,6 +44,7 @@ class RunOptions:
     dejitter: bool = False
     sample: int | None = None
     dtype: str | None = None
+    kv_dtype: str = "auto"
     device: str = "auto"
     out: Path | None = None
     sample_interval: float = 0.1  # seconds
@@ -210,6 +211,7 @@ def engine_options(
     from pbench.workloads.catalogue import suggested_block_size
 
     dtype = options.dtype or defaults.dtype
+    held = dtype if options.kv_dtype == "auto" else options.kv_dtype
     block_size = options.block_size or suggested_block_size(options.workload)
     kv_memory_bytes = defaults.kv_memory_bytes
     if options.kv_memory is not None:
@@ -226,7 +228,7 @@ def engine_options(
     return EngineOptions(
         model=model_spec,
         memory=memory,
-        kv_memory_bytes=_whole_blocks(kv_memory_bytes, block_size * model.kv_bytes_per_token(dtype)),
+        kv_memory_bytes=_whole_blocks(kv_memory_bytes, block_size * model.kv_bytes_per_token(held)),
         block_size=block_size,
         max_length=max_length,
         max_batch_tokens=max_batch_tokens,
@@ -238,6 +240,7 @@ def engine_options(
         preemption=options.preemption,
         host_kv_memory_bytes=host_kv_memory_bytes,
         dtype=dtype,
+        kv_dtype=options.kv_dtype,
         device=device,
         num_threads=defaults.num_threads if options.threads is None else options.threads,
         seed=options.seed,

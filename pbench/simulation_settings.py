@@ -38,6 +38,7 @@ class SimulationOptions:
     efficiency: float = 1.0
     step_overhead: float = DEFAULT_OVERHEAD_US  # microseconds
     dtype: str = "bfloat16"
+    kv_dtype: str = "auto"
     block_size: int | None = None
     max_batch_tokens: int | None = None
     max_running: int | None = None
@@ -167,6 +168,7 @@ def _engines(options: SimulationOptions, choice: WorkloadChoice, kv_memory_bytes
         preemption=options.preemption,
         host_memory=options.host_memory,
         dtype=options.dtype,
+        kv_dtype=options.kv_dtype,
         no_prefix_cache=options.no_prefix_cache,
         partial_hits=options.partial_hits,
         no_chunked_prefill=options.no_chunked_prefill,

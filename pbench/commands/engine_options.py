@@ -21,6 +21,13 @@ _ENGINE = (
         type=click.IntRange(min=1),
         help="Slots in a block of the paged memory.  [default: as the workload suggests, 16 for most]",
     ),
+    click.option(
+        "--kv-dtype",
+        type=click.Choice(["auto", "fp8"]),
+        default="auto",
+        show_default=True,
+        help="Of K and V in the pool: as --dtype, or 8-bit floats (e4m3): more tokens fit, and results are less exact.",
+    ),
     click.option("--max-batch-tokens", type=click.IntRange(min=1), help="Tokens that one step computes, at most."),
     click.option("--max-running", type=click.IntRange(min=1), help="Sequences that hold KV at once, at most."),
     click.option(

@@ -239,6 +239,31 @@ def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
     assert [outputs[index, 0] for index in range(len(expected))] == expected
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("memory", ["paged", "contiguous:pow2"])
+def test_kv_of_8_bits_holds_twice_to_four_times_as_much_and_stays_near(device: str, memory: str) -> None:
+    """Swapping and moving it changes nothing: an ample pool gives the same tokens."""
+    engines = [
+        make_engine(
+            None, device=device, memory=memory, kv_dtype=kv_dtype, kv_memory_bytes=pool_bytes, **swapping(memory)
+        )
+        for kv_dtype, pool_bytes in (("auto", 1 << 20), ("fp8", 1 << 20), ("fp8", 1 << 17))
+    ]
+    assert engines[1].num_slots == 4 * engines[0].num_slots
+    outputs = []
+    for engine in engines:
+        for index in range(6):
+            engine.add_request(Request(index, [index + 1] * (20 + index), SamplingParams(max_tokens=40)))
+        outputs.append(finish(engine)[0])
+    assert outputs[1] == outputs[2]
+    same = sum(a == b for key, tokens in outputs[0].items() for a, b in zip(tokens, outputs[1][key], strict=True))
+    assert same > 0.3 * 6 * 40
+
+
+def swapping(memory: str) -> dict[str, object]:
+    return {"preemption": "swap", "host_kv_memory_bytes": 1 << 20} if memory == "paged" else {}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("has_cuda_graphs", [True, False])
 def test_attention_to_shared_runs_does_not_change_tokens(

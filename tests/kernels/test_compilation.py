@@ -32,7 +32,7 @@ INTEGER_POINTERS = {
 FLOAT32_POINTERS = dict.fromkeys(
     ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr"), "*fp32"
 )
-FLOATS = ("scale_log2", "eps")
+FLOATS = ("scale_log2", "value_scale", "key_factor", "value_factor", "fp8_max", "eps")
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -52,7 +52,7 @@ def test_every_kernel_compiles(tmp_path):
     }
 
 
-def compile_kernel(kernel, constants, dtype="bf16", **options):
+def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -63,6 +63,8 @@ def compile_kernel(kernel, constants, dtype="bf16", **options):
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
             signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS).get(name, f"*{dtype}")
+            if is_fp8 and name == "kv_ptr":
+                signature[name] = "*fp8e4nv"
             if name not in INTEGER_POINTERS:  # those are not specialised on their alignment
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
@@ -93,9 +95,11 @@ def compile_all():
         rows = {"NUM_ROWS": 8, "ROW_UNITS": 1, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
-            compile_kernel(decode_attention._decode_attention_kernel, decode, dtype, maxnreg=168)
+            for is_fp8 in (False, True):
+                compile_kernel(decode_attention._decode_attention_kernel, decode, dtype, is_fp8, maxnreg=168)
         prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64}
-        compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype)
+        for is_fp8 in (False, True):
+            compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8)
     print("decode_attention")
     print("prefill_attention")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
@@ -120,8 +124,9 @@ def compile_all():
     print("rotary")
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
     print("silu_and_mul")
-    slot = {"NUM_KV_HEADS": 8, "HEAD_DIM": 128, "TILE_HEADS": 8, "TILE_DIMS": 128}
-    compile_kernel(write_kv._write_kv_kernel, slot)
+    for is_fp8 in (False, True):
+        slot = {"IS_FP8": is_fp8, "NUM_KV_HEADS": 8, "HEAD_DIM": 128, "TILE_HEADS": 8, "TILE_DIMS": 128}
+        compile_kernel(write_kv._write_kv_kernel, slot, is_fp8=is_fp8)
     print("write_kv")
 
 

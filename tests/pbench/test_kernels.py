@@ -139,7 +139,7 @@ def test_a_wrong_result_is_seen() -> None:
 def test_calls_in_rotation_share_no_block_and_touch_enough() -> None:
     shape = AttentionShape("shared", "3 x (32 + 9)", (41, 41, 41), num_shared_tokens=32)
     inputs = attention_inputs(shape, HEADS, 16, BUFFERS)
-    assert len(inputs.tables) * shape.num_bytes(HEADS, 4) >= BUFFERS.rotated_bytes
+    assert len(inputs.tables) * shape.num_bytes(HEADS, 4, 4) >= BUFFERS.rotated_bytes
     used = [set(table.flatten().tolist()) for table in inputs.tables]
     assert sum(map(len, used)) == len(set().union(*used)) == inputs.kv.shape[0]
     for table in inputs.tables:
@@ -163,10 +163,10 @@ def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
     )
     heads = GPU_SIZE.heads
     rows_bytes = 2 * 2 * 32 * 128
-    assert decode.num_bytes(heads, 2) == 64 * (4096 * 4096 + rows_bytes)  # 4 KiB of KV a token
+    assert decode.num_bytes(heads, 2, 2) == 64 * (4096 * 4096 + rows_bytes)  # 4 KiB of KV a token
     assert decode.flops(heads) == 64 * 4 * 32 * 128 * 4096
     assert prefill.flops(heads) == 2 * 32 * 128 * 32768**2
-    assert shared.num_bytes(heads, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
+    assert shared.num_bytes(heads, 2, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
 
 
 def test_a_share_is_of_the_longer_bound() -> None:

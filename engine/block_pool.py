@@ -94,6 +94,7 @@ class BlockPool:
         num_refs, digest_by_block = self.num_refs, self._index.digest_by_block
         num_held_by_bin, children, num_unheld = self.num_held_by_bin, self.children, 0
         is_cache_empty = self._index.is_empty
+        cached: list[int] = []
         for block_id in block_ids:
             num_left = num_refs[block_id] - 1
             assert num_left >= 0, f"block {block_id} is released but not held"
@@ -105,15 +106,20 @@ class BlockPool:
                     if children is not None and children.knows(block_id):
                         children.remove([block_id])
                 else:
-                    self._evictable.add(block_id)
+                    cached.append(block_id)
             else:
                 num_held_by_bin[sharer_bin(num_left + 1)] -= 1
                 num_held_by_bin[sharer_bin(num_left)] += 1
+        self._evictable.add(cached)
         num_held_by_bin[0] -= num_unheld
 
     def find(self, digest: bytes) -> int | None:
         """The block with this content, held or cached."""
         return self._index.find(digest)
+
+    def find_first(self, digests: list[bytes]) -> list[int]:
+        """The blocks with these contents, held or cached, up to the first content that none has."""
+        return self._index.find_first(digests)
 
     def is_registered(self, block_id: int) -> bool:
         """Whether ``find`` can lead to the block."""

@@ -79,9 +79,10 @@ class ChildIndex:
 
     def remove(self, block_ids: list[int]) -> None:
         """Forget what blocks held, before they hold anything else."""
-        self._is_here_view[block_ids] = 0
-        self._generation[block_ids] += 1
-        self._newest[block_ids] = _NONE
+        ids = np.array(block_ids, np.int64)
+        self._is_here_view[ids] = 0
+        self._generation[ids] += 1
+        self._newest[ids] = _NONE
 
     def end_step(self) -> None:
         """All that was entered so far will have been written before the next step begins."""

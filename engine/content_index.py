@@ -5,6 +5,7 @@ from array import array
 
 SHARD_BLOCKS = 64  # neighbours of a prompt whose digests share a name; 16 and 256 measured nearly the same
 _NAME_BYTES = 8
+_NEW_HASH = hashlib.sha256()  # a copy of it begins a third sooner than a new one
 
 
 def extend_digests(digests: list[bytes], token_ids: "array[int]", block_size: int, salt: str) -> None:
@@ -19,13 +20,17 @@ def extend_digests(digests: list[bytes], token_ids: "array[int]", block_size: in
     num_bytes = block_size * token_ids.itemsize
     content = token_ids.tobytes()
     digest = digests[-1] if digests else hashlib.sha256(salt.encode()).digest()
-    name = digest[:_NAME_BYTES]
-    for index, start in enumerate(range(0, len(content), num_bytes), len(digests)):
-        own = hashlib.sha256(digest + content[start : start + num_bytes]).digest()
-        if index % SHARD_BLOCKS == 0:
-            name = own[:_NAME_BYTES]
+    name, new_hash, append = digest[:_NAME_BYTES], _NEW_HASH.copy, digests.append
+    num_until_name = -len(digests) % SHARD_BLOCKS
+    for start in range(0, len(content), num_bytes):
+        hashed = new_hash()
+        hashed.update(digest + content[start : start + num_bytes])
+        own = hashed.digest()
+        if num_until_name == 0:
+            name, num_until_name = own[:_NAME_BYTES], SHARD_BLOCKS
+        num_until_name -= 1
         digest = name + own
-        digests.append(digest)
+        append(digest)
 
 
 class ContentIndex:
@@ -50,15 +55,31 @@ class ContentIndex:
         shard = self._shards.get(digest[:_NAME_BYTES])
         return None if shard is None else shard.get(digest)
 
+    def find_first(self, digests: list[bytes]) -> list[int]:
+        """The blocks with these contents, up to the first content that no block has."""
+        block_ids: list[int] = []
+        name, shard = b"", None
+        for digest in digests:
+            if shard is None or not digest.startswith(name):
+                name = digest[:_NAME_BYTES]
+                shard = self._shards.get(name)
+                if shard is None:
+                    break
+            block_id = shard.get(digest)
+            if block_id is None:
+                break
+            block_ids.append(block_id)
+        return block_ids
+
     def add(self, block_ids: list[int], digests: list[bytes]) -> None:
         """Enter blocks that are not in the index, but for content that another block has already."""
         shards, digest_by_block = self._shards, self.digest_by_block
+        name, shard = b"", None
         for block_id, digest in zip(block_ids, digests, strict=True):
             assert digest_by_block[block_id] is None, f"block {block_id} is registered twice"
-            name = digest[:_NAME_BYTES]
-            shard = shards.get(name)
-            if shard is None:
-                shard = shards[name] = {}
+            if shard is None or not digest.startswith(name):
+                name = digest[:_NAME_BYTES]
+                shard = shards.setdefault(name, {})
             if shard.setdefault(digest, block_id) == block_id:
                 digest_by_block[block_id] = digest
 

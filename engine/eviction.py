@@ -14,8 +14,8 @@ class EvictionPolicy(Protocol):
         """Note that the cache has just learnt what these blocks hold; somebody holds them."""
         ...
 
-    def add(self, block_id: int) -> None:
-        """Take a block that its last owner has released."""
+    def add(self, block_ids: list[int]) -> None:
+        """Take blocks that their last owners have released, in this order."""
         ...
 
     def remove(self, block_id: int) -> None:
@@ -48,9 +48,11 @@ class LeastRecentlyUsed:
     def register(self, block_ids: list[int]) -> None:
         """See ``EvictionPolicy``: when a block was learnt does not matter."""
 
-    def add(self, block_id: int) -> None:
+    def add(self, block_ids: list[int]) -> None:
         """See ``EvictionPolicy``."""
-        self._block_ids[block_id] = None
+        waiting = self._block_ids
+        for block_id in block_ids:
+            waiting[block_id] = None
 
     def remove(self, block_id: int) -> None:
         """See ``EvictionPolicy``."""
@@ -88,10 +90,11 @@ class FirstInFirstOut:
             self._age[block_id] = self._num_registered
             self._num_registered += 1
 
-    def add(self, block_id: int) -> None:
+    def add(self, block_ids: list[int]) -> None:
         """See ``EvictionPolicy``."""
-        self._block_ids.add(block_id)
-        heapq.heappush(self._heap, (self._age[block_id], block_id))
+        self._block_ids.update(block_ids)
+        for block_id in block_ids:
+            heapq.heappush(self._heap, (self._age[block_id], block_id))
         if len(self._heap) > 2 * len(self._block_ids) + 64:
             self._heap = [(self._age[block_id], block_id) for block_id in self._block_ids]
             heapq.heapify(self._heap)

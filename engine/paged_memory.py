@@ -153,6 +153,8 @@ class PagedMemory:
         num_known = len(table.digests)
         num_full = min(seq.num_computed_tokens, seq.num_known_tokens) // self.block_size
         if num_known < num_full:
+            if self._memo[0] == seq.seq_id:  # its admission has looked further than it has found
+                table.digests += self._memo[1][num_known:num_full]
             self._extend_digests(seq, table.digests, num_full)
             self._pool.register(table.block_ids[num_known:num_full], table.digests[num_known:])
         self._enter_children(seq, table, num_known, num_full)
@@ -298,20 +300,27 @@ class PagedMemory:
         del head  # a free block is of use to everybody
         logical = reserved = internal = 0
         counted: set[int] = set()
-        num_refs, block_size = self._pool.num_refs, self.block_size
-        for seq_id, table in self._tables.items():
-            seq = self._sequences[seq_id]
-            tail = self._num_tail_slots(seq, table.block_ids)
-            logical += len(table.block_ids) * block_size - tail
+        num_refs, block_size, sequences = self._pool.num_refs, self.block_size, self._sequences
+        has_partial_hits = self.has_partial_hits
+        for seq_id, table in self._tables.items():  # without calls: this runs for every sequence in every step
+            seq, block_ids = sequences[seq_id], table.block_ids
+            num_computed, num_slots = seq.num_computed_tokens, len(block_ids) * block_size
+            tail = num_slots - num_computed
+            if tail and has_partial_hits and self._is_part_of_cached(block_ids[-1]):
+                tail = 0
+            logical += num_slots - tail
             if tail:
-                last = table.block_ids[-1]
+                last = block_ids[-1]
                 if num_refs[last] > 1:
                     if last in counted:
                         continue
                     counted.add(last)
-                will_fill = min(tail, seq.final_kv_tokens - seq.num_computed_tokens)
-                reserved += will_fill
-                internal += tail - will_fill
+                num_to_come = seq.final_kv_tokens - num_computed
+                if num_to_come < tail:
+                    internal += tail - num_to_come
+                    reserved += num_to_come
+                else:
+                    reserved += tail
         num_held = self.num_blocks - self._pool.num_available
         token_state = num_held * block_size - reserved - internal
         return KVUsage(
@@ -379,20 +388,17 @@ class PagedMemory:
 
     def _find_prefix(self, seq: Sequence, num_tokens: int) -> tuple[list[int], list[bytes]]:
         """The longest run of cached full blocks that leaves one of ``num_tokens`` tokens to compute."""
-        block_ids: list[int] = []
         if not self.is_prefix_cached:
-            return block_ids, []
+            return [], []
         if self._memo[0] != seq.seq_id:
             self._memo = (seq.seq_id, [])
         digests = self._memo[1]
-        find, num_wanted = self._pool.find, (num_tokens - 1) // self.block_size
-        for index in range(num_wanted):
-            if index == len(digests):  # in strides that double: a miss wastes no more than the hits before it cost
-                self._extend_digests(seq, digests, min(2 * index + 1, num_wanted))
-            block_id = find(digests[index])
-            if block_id is None:
-                break
-            block_ids.append(block_id)
+        num_wanted = (num_tokens - 1) // self.block_size
+        block_ids = self._pool.find_first(digests[:num_wanted])
+        while len(block_ids) == len(digests) < num_wanted:
+            num_known = len(digests)  # in strides that double: a miss wastes no more than the hits before it cost
+            self._extend_digests(seq, digests, min(2 * num_known + 1, num_wanted))
+            block_ids += self._pool.find_first(digests[num_known:])
         return block_ids, digests
 
     def _find_part(self, seq: Sequence, block_ids: list[int], num_tokens: int) -> tuple[int, int]:

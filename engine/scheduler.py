@@ -201,7 +201,7 @@ class Scheduler:
         if not self.waiting:
             return
         counts = draft.counts
-        num_sequences = sum(_num_sequences(state) for state in self.running)
+        num_sequences = sum(map(_num_sequences, self.running))
         self.memory.foresee(state.active for state in self.waiting)
         while self.waiting and budget > 0:
             state = self.waiting[0]

@@ -73,6 +73,7 @@ class SimulatedRunner:
         """Start a step when the one before has run."""
         choices: list[Choice] = []
         num_tokens = num_context = num_pairs = 0
+        choose, last = self._choose, self._last.choices
         for _, start, computed, _, _, samples in plan.sequences:
             count = len(computed)
             num_tokens += count
@@ -80,10 +81,13 @@ class SimulatedRunner:
             num_pairs += count * start + count * (count + 1) // 2
             token_id = computed[-1]
             if token_id < 0:
-                chosen = self._last.choices[placeholder(token_id)]
+                chosen = last[placeholder(token_id)]
                 assert isinstance(chosen, int), "a step was planned ahead of beams"
                 token_id = chosen
-            choices += [self._choose(token_id, sample) for sample in samples]
+            if len(samples) == 1:
+                choices.append(choose(token_id, samples[0]))
+            else:
+                choices += [choose(token_id, sample) for sample in samples]
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
         work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots)
         num_swapped = len(plan.swaps.out) + len(plan.swaps.back)

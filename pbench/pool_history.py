@@ -28,13 +28,16 @@ class PoolHistory:
         take_map: looks at the pool.
         clock: nanoseconds, the clock on which the engine's steps are timed.
         start_ns: of the measurement.
+        least_duration_ns: for which the run will go on: moments are spread over it, so that fewer are dropped again.
     """
 
-    def __init__(self, take_map: Callable[[], PoolMap], clock: Callable[[], int], start_ns: int) -> None:
+    def __init__(
+        self, take_map: Callable[[], PoolMap], clock: Callable[[], int], start_ns: int, least_duration_ns: int = 0
+    ) -> None:
         self._take_map = take_map
         self._clock = clock
         self._start_ns = start_ns
-        self._interval_ns = FIRST_INTERVAL_NS
+        self._interval_ns = max(FIRST_INTERVAL_NS, least_duration_ns // MAX_MOMENTS)
         self._next_ns = start_ns
         self._spent_ns = 0
         self._moments: list[tuple[int, PoolMap]] = []

@@ -108,7 +108,8 @@ class Simulation:
         config = options.config()
         engine, clock = simulated_engine(config, plan.speed)
         status, reason = "complete", None
-        history = PoolHistory(engine.pool_map, clock, start_ns=0)
+        last_arrival_ns = int(plan.workload.requests.arrival_ns[-1])
+        history = PoolHistory(engine.pool_map, clock, start_ns=0, least_duration_ns=last_arrival_ns)
         with Journal(journal_folder, start_ns=0) as journal:
             arrivals = lazy_arrivals(plan.workload, config.model.vocab_size)
             play = _Play(engine, clock, arrivals, journal, self._view, history)

@@ -32,9 +32,9 @@ def test_policies_agree_with_a_naive_list(name: str) -> None:
     policy = EVICTION_POLICIES[name]()
     policy.register([3, 1, 2])
     for block_id in (1, 3, 2):
-        policy.add(block_id)
+        policy.add([block_id])
     policy.remove(1)
-    policy.add(1)
+    policy.add([1])
     assert (len(policy), sorted(policy), 1 in policy, 7 in policy) == (3, [1, 2, 3], True, False)
     assert policy.pop(2) == ([3, 2] if name == "lru" else [3, 1])
     assert list(policy) == ([1] if name == "lru" else [2])

@@ -7,6 +7,7 @@ from statistics import fmean
 from pbench.intervals import interval_of
 from pbench.results import METRICS, OUTCOMES, Check, EngineResult, Interval, Repeat
 from pbench.support import is_supported
+from pbench.validity_run import check_spread
 
 _Summary = dict[str, float | int | None]
 
@@ -24,7 +25,7 @@ def aggregate(engine: EngineResult, repeats: Sequence[Repeat], num_repeats: int)
     statuses = {repeat.status for repeat in repeats}
     reasons = [_of_repeat(repeat, num_repeats, repeat.reason) for repeat in broken if repeat.reason is not None]
     summary, intervals = _summarise(chosen)
-    return replace(
+    aggregated = replace(
         filled,
         status=next(status for status in ("failed", "interrupted", "complete") if status in statuses),
         reason="; ".join(reasons) or None,
@@ -35,6 +36,8 @@ def aggregate(engine: EngineResult, repeats: Sequence[Repeat], num_repeats: int)
         notes=tuple(_notes(repeats, num_repeats)),
         checks=tuple(_worst_checks(chosen, num_repeats)),
     )
+    spread = check_spread(aggregated)
+    return aggregated if spread is None else replace(aggregated, checks=(*aggregated.checks, spread))
 
 
 def _summarise(repeats: Sequence[Repeat]) -> tuple[_Summary, dict[str, Interval]]:

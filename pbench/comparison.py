@@ -1,6 +1,6 @@
 """The table at the end of a run: the engines side by side, and the first one's figures over each other's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pbench.figure_text import NOT_MEASURED, figure_text, legend
 from pbench.intervals import paired_ratio
-from pbench.results import METRICS, EngineResult, RunResult
+from pbench.results import METRICS, OUTCOMES, Check, EngineResult, RunResult
 from pbench.units import format_bytes, format_quantity, printable
 
 # What a reader asks first; the rest is in run.json and in the report.
@@ -65,6 +65,8 @@ def print_comparison(result: RunResult, console: Console) -> None:
     for engine in result.engines:
         if engine.memory:
             console.print(Text(f"memory at its peak ({engine.spec}): {_memory_line(engine.memory)}"), soft_wrap=True)
+    for line in check_lines(result):
+        console.print(Text(line), soft_wrap=True)
     for engine in result.engines:
         if engine.reason is not None:
             console.print(Text(f"{engine.spec} {engine.status}: {printable(engine.reason)}"), soft_wrap=True)
@@ -72,6 +74,23 @@ def print_comparison(result: RunResult, console: Console) -> None:
         who = [engine.spec for engine in result.engines if note in engine.notes]
         scope = "" if len(who) == len(result.engines) else f" ({', '.join(who)})"
         console.print(Text(f"note{scope}: {printable(note)}"), soft_wrap=True)
+
+
+def check_lines(result: RunResult) -> Iterator[str]:
+    """The checks that were not passed, worst first, and how many were."""
+    found: dict[Check, list[str]] = {}
+    for engine in result.engines:
+        for check in engine.checks:
+            found.setdefault(check, []).append(engine.spec)
+    for check in result.checks:
+        found[check] = [engine.spec for engine in result.engines]
+    for check, specs in sorted(found.items(), key=lambda one: OUTCOMES.index(one[0].outcome)):
+        if check.outcome != "pass":
+            scope = "" if len(specs) == len(result.engines) else f" ({', '.join(specs)})"
+            yield printable(f"{check.outcome}: {check.name}{scope}: {check.detail}")
+    num_passed = sum(check.outcome == "pass" for check in found)
+    if found:
+        yield f"{num_passed} of {len(found)} checks passed; all of them stand in run.json and in the report"
 
 
 def _ratio_line(engines: tuple[EngineResult, ...]) -> str:
@@ -128,7 +147,7 @@ def _table(engines: tuple[EngineResult, ...]) -> RenderableType:
     table = Table(pad_edge=False, show_edge=False)
     table.add_column("", no_wrap=True)
     for engine in engines:
-        table.add_column(Text(printable(engine.spec)), justify="right", overflow="fold")
+        table.add_column(Text(printable(engine.spec)), justify="right", overflow="fold", no_wrap=len(engines) == 2)
     for other in others:
         table.add_column(Text(f"{first.spec} / {other.spec}"), justify="right")
     table.add_row(Text("status"), *(Text(engine.status) for engine in engines), *([""] * len(others)))

@@ -15,7 +15,11 @@ from pbench.version import __version__
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "pandas", "pyarrow", "plotly", "nvidia-ml-py")
+PACKAGES = (
+    *("torch", "triton", "transformers", "tokenizers", "safetensors", "huggingface-hub"),
+    *("numpy", "pandas", "pyarrow", "plotly", "jinja2", "click", "rich", "psutil", "nvidia-ml-py"),
+    *("flash-attn", "flashinfer-python", "vllm"),  # peers, where they are installed
+)
 
 GIT_TIMEOUT_S = 10
 
@@ -29,8 +33,10 @@ def host_environment() -> dict[str, Any]:
             "num_cores": psutil.cpu_count(logical=False),
             "num_logical_cores": psutil.cpu_count(),
             "num_usable_cores": _num_usable_cores(),
+            "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         },
         "memory_bytes": psutil.virtual_memory().total,
+        "container": container_limits(Path("/sys/fs/cgroup")),
         "os": platform.platform(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -53,12 +59,37 @@ def gpu_environment(device: "torch.device", nvml: NvmlDevice | None) -> dict[str
         "memory_bytes": properties.total_memory,
         "cuda_version": torch.version.cuda,
         "driver_version": nvml.driver_version() if nvml else None,
+        "is_mig_enabled": nvml.is_mig_enabled() if nvml else None,
+        "is_ecc_enabled": nvml.is_ecc_enabled() if nvml else None,
+        "slowdown_temperature_c": nvml.slowdown_temperature_c() if nvml else None,
         "power_limit_w": nvml.power_limit_w() if nvml else None,
         "max_sm_clock_mhz": nvml.max_sm_clock_mhz() if nvml else None,
         "max_memory_clock_mhz": nvml.max_memory_clock_mhz() if nvml else None,
         "sm_clock_mhz": nvml.sm_clock_mhz() if nvml else None,
         "memory_clock_mhz": nvml.memory_clock_mhz() if nvml else None,
     }
+
+
+def container_limits(root: Path) -> dict[str, float | int | None]:
+    """What the control groups mounted at ``root`` (version 2, else 1) let this process have; None: no limit."""
+    cores: float | None = None
+    quota, _, period = (_first_line(root / "cpu.max") or "").partition(" ")
+    if not quota:
+        quota = _first_line(root / "cpu" / "cpu.cfs_quota_us") or ""
+        period = _first_line(root / "cpu" / "cpu.cfs_period_us") or ""
+    if quota.isdecimal() and period.isdecimal():  # neither "max" nor -1
+        cores = int(quota) / int(period)
+    memory = _first_line(root / "memory.max") or _first_line(root / "memory" / "memory.limit_in_bytes") or ""
+    # Version 1 says "no limit" as the largest multiple of a page.
+    is_limited = memory.isdecimal() and int(memory) < psutil.virtual_memory().total
+    return {"num_cores": cores, "memory_bytes": int(memory) if is_limited else None}
+
+
+def _first_line(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return None
 
 
 def _version(package: str) -> str | None:

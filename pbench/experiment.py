@@ -22,6 +22,7 @@ from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
+from pbench.validity_run import check_run
 from pbench.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class Experiment:
 
     def _run_repeat(self, index: int, number: int, position: int) -> Repeat:
         from pbench.memory_account import account_memory
-        from pbench.metrics import summarise
+        from pbench.metrics import sampling_of, summarise
+        from pbench.validity import Evidence, check_repeat
 
         plan = self._plan
         options = plan.engines[index]
@@ -124,6 +126,8 @@ class Experiment:
         pool: Mapping[str, int] = {}
         memory: Mapping[str, int] = {}
         warm_up: WarmUp | None = None
+        num_cached_slots: int | None = None
+        watching_s: float | None = None
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
@@ -131,8 +135,10 @@ class Experiment:
             for event in worker.events():
                 if event is not None and event["event"] == "ready":
                     pool, memory = event["pool"], event["memory"]
-                    warm_up = WarmUp(**event["warm_up"])
+                    warm_up, num_cached_slots = WarmUp(**event["warm_up"]), event["num_cached_slots"]
                     self._environment["gpu"] = event["gpu"]
+                if event is not None and event["event"] == "watched":
+                    watching_s = event["duration_s"]
                 self._view.show(event)
             outcome = worker.outcome()
             status = outcome.status
@@ -147,6 +153,18 @@ class Experiment:
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
         summary = summarise(tables, pool, plan.targets_ms)
+        sampling = sampling_of(tables.device, plan.sample_interval_s)
+        evidence = Evidence(
+            tables=tables,
+            pool=pool,
+            workload=plan.workload.record(),
+            duration_s=summary.values["duration_s"],
+            steady=summary.steady,
+            sampling=sampling,
+            gpu=self._environment["gpu"],
+            num_cached_slots=num_cached_slots,
+            watching_s=watching_s,
+        )
         if pool:
             self._engines[index] = replace(self._engines[index], pool=pool)
         return Repeat(
@@ -160,6 +178,8 @@ class Experiment:
             samples=summary.samples,
             warm_up=warm_up,
             steady=summary.steady,
+            sampling=sampling,
+            checks=check_repeat(evidence),
             notes=(*plan.notes, *summary.notes, *outcome.notes),
         )
 
@@ -176,6 +196,7 @@ class Experiment:
             | {"num_repeats": plan.num_repeats, "targets_ms": dict(plan.targets_ms)},
             environment=self._environment,
             engines=tuple(self._engines),
+            checks=check_run(self._engines, plan.workload.record()),
         )
 
     def _write(self) -> None:

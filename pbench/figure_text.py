@@ -12,7 +12,7 @@ UNSUPPORTED_MARK = "*"
 
 
 def figure_text(engine: EngineResult, metric: Metric) -> str:
-    """The figure of one engine: ``925 tok/s ±3.1 % !``."""
+    """The figure of one engine: ``925 tok/s ±3.1% !``."""
     value = engine.summary.get(metric.name)
     if value is None:
         return NOT_MEASURED
@@ -33,7 +33,7 @@ def half_width(value: float, interval: Interval, unit: str) -> str:
         return ""
     if unit == "%":
         return f"±{_two_digits(half)}"
-    return f"±{_two_digits(100 * half / abs(value))} %" if value else ""
+    return f"±{_two_digits(100 * half / abs(value))}%" if value else ""
 
 
 def legend(engines: Iterable[EngineResult]) -> Iterator[str]:

@@ -61,6 +61,13 @@ class DeviceSample(NamedTuple):
     memory_clock_mhz: float | None = None
     temperature_c: float | None = None
     throttle_reasons: int | None = None
+    torch_inactive_bytes: int | None = None
+    device_process_bytes: int | None = None
+    num_foreign_processes: int | None = None
+    host_used_bytes: int | None = None
+    host_cpu_pct: float | None = None
+    process_cpu_pct: float | None = None
+    host_swapped_bytes: int | None = None
 
 
 class JournalFile:

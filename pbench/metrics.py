@@ -17,14 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pbench.latency import goodput, percentiles, token_gaps_ns
-from pbench.results import METRICS, SHARER_COLUMNS, SteadyState
+from pbench.results import METRICS, SHARER_COLUMNS, Sampling, SteadyState
 from pbench.steady_state import find_steady_state, steady_rate
 from pbench.tables import Tables
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FEW_REQUESTS = 100  # below this the 99th percentile is the slowest request or an interpolation towards it
 
 _PARTS = ("token_state", "reserved", "internal", "external", "cached", "free")
 _PEAKS = {
@@ -32,6 +30,9 @@ _PEAKS = {
     "peak_torch_reserved_bytes": "torch_reserved_bytes",
     "peak_torch_allocated_bytes": "torch_allocated_bytes",
     "peak_process_rss_bytes": "process_rss_bytes",
+    "peak_torch_inactive_bytes": "torch_inactive_bytes",
+    "peak_device_process_bytes": "device_process_bytes",
+    "peak_host_used_bytes": "host_used_bytes",
 }
 
 
@@ -56,9 +57,11 @@ def summarise(tables: Tables, pool: Mapping[str, Any], targets_ms: Mapping[str, 
     finished = requests[requests["status"] == "finished"]
     duration_s = _duration_s(steps)
     output_tokens = int(steps["num_output_tokens"].sum())
+    # A request's whole prompt has been through the model once its first token is out.
+    prompt_tokens = int(requests.loc[requests["first_token_ns"].notna(), "num_prompt_tokens"].sum())
     joules, energy_notes = _energy(device)
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
-    values |= _rates(duration_s, output_tokens, requests, len(finished))
+    values |= _rates(duration_s, prompt_tokens, output_tokens, len(finished))
     latencies, samples = percentiles(finished, token_gaps_ns(tables.tokens, steps, finished))
     values |= latencies
     if targets_ms:
@@ -70,14 +73,25 @@ def summarise(tables: Tables, pool: Mapping[str, Any], targets_ms: Mapping[str, 
         values["copied_bytes"] = int(copied_blocks) * pool["block_size"] * pool["slot_bytes"]
     values |= {name: _peak(device[column]) for name, column in _PEAKS.items()}
     values |= _prefix_rates(steps, requests)
-    values["num_finished"] = len(finished)
+    values |= {"num_prompt_tokens": prompt_tokens, "num_output_tokens": output_tokens, "num_finished": len(finished)}
+    process_cpu_pct = device["process_cpu_pct"].dropna()
+    values["mean_process_cpu_pct"] = float(process_cpu_pct.mean()) if len(process_cpu_pct) else None
+    values["energy_j"] = joules
     if joules is not None and output_tokens:
         values["joules_per_output_token"] = joules / output_tokens
     steady = find_steady_state(steps)
     if steady is not None:
         values["steady_output_tokens_per_s"] = steady_rate(steps, steady)
-    notes = (*_step_notes(steps), *_latency_notes(len(finished)), *energy_notes)
-    return Summary(values, notes, samples, steady)
+    return Summary(values, (*_step_notes(steps), *energy_notes), samples, steady)
+
+
+def sampling_of(device: "pd.DataFrame", asked_interval_s: float) -> Sampling | None:
+    """How often the device was looked at; None where the sampler was off, or took no sample."""
+    if device.empty or not asked_interval_s:
+        return None
+    gaps_s = np.diff(_floats(device["time_ns"])) / 1e9
+    median_s, longest_s = (float(np.median(gaps_s)), float(gaps_s.max())) if len(gaps_s) else (None, None)
+    return Sampling(asked_interval_s, len(device), median_s, longest_s)
 
 
 def _duration_s(steps: "pd.DataFrame") -> float | None:
@@ -86,12 +100,10 @@ def _duration_s(steps: "pd.DataFrame") -> float | None:
 
 
 def _rates(
-    duration_s: float | None, output_tokens: int, requests: "pd.DataFrame", num_finished: int
+    duration_s: float | None, prompt_tokens: int, output_tokens: int, num_finished: int
 ) -> dict[str, float | int | None]:
     if duration_s is None:
         return {}
-    # A request's whole prompt has been through the model once its first token is out.
-    prompt_tokens = int(requests.loc[requests["first_token_ns"].notna(), "num_prompt_tokens"].sum())
     return {
         "duration_s": duration_s,
         "output_tokens_per_s": output_tokens / duration_s,
@@ -207,14 +219,6 @@ def _energy(device: "pd.DataFrame") -> tuple[float | None, tuple[str, ...]]:
 def _step_notes(steps: "pd.DataFrame") -> tuple[str, ...]:
     if steps.empty:
         return ("nothing was measured: the engine ran no step",)
-    if not steps["is_memory_blocked"].any():
-        return ("memory was never the limit: no request waited for memory",)
-    return ()
-
-
-def _latency_notes(num_finished: int) -> tuple[str, ...]:
-    if 0 < num_finished < FEW_REQUESTS:
-        return (f"p99 latencies come from only {num_finished} finished requests",)
     return ()
 
 

@@ -6,13 +6,20 @@ set.
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 _Value = TypeVar("_Value")
 
 
 class NvmlUnavailableError(Exception):
     """NVML is not installed, has no driver, or does not know the device; the message says which."""
+
+
+class ComputeProcess(NamedTuple):
+    """A process that computes on a GPU."""
+
+    process_id: int  # of the machine, which need not be what a container calls it
+    used_bytes: int | None  # None: the driver does not tell
 
 
 class NvmlDevice:
@@ -119,11 +126,33 @@ class NvmlDevice:
             lambda: int(self._library.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle)),
         )
 
-    def num_compute_processes(self) -> int | None:
-        """Processes that compute on the GPU now, as far as this container may see them."""
+    def compute_processes(self) -> list[ComputeProcess] | None:
+        """The processes that compute on the GPU now, as far as this container may see them."""
         return self._read(
-            "compute processes", lambda: len(self._library.nvmlDeviceGetComputeRunningProcesses(self._handle))
+            "compute processes",
+            lambda: [
+                ComputeProcess(process.pid, process.usedGpuMemory)
+                for process in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
+            ],
         )
+
+    def slowdown_temperature_c(self) -> float | None:
+        """Temperature from which the GPU slows itself down, in degrees Celsius."""
+        library = self._library
+        return self._read(
+            "slowdown temperature",
+            lambda: float(
+                library.nvmlDeviceGetTemperatureThreshold(self._handle, library.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
+            ),
+        )
+
+    def is_mig_enabled(self) -> bool | None:
+        """Whether the GPU is split into instances; None where it cannot be."""
+        return self._read("MIG mode", lambda: bool(self._library.nvmlDeviceGetMigMode(self._handle)[0]))
+
+    def is_ecc_enabled(self) -> bool | None:
+        """Whether the GPU's memory corrects errors; None where it cannot."""
+        return self._read("ECC mode", lambda: bool(self._library.nvmlDeviceGetEccMode(self._handle)[0]))
 
     def driver_version(self) -> str | None:
         """Version of the driver."""

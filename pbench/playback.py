@@ -38,6 +38,7 @@ class Playback:
         self._num_output_tokens = 0
         self._next_progress_ns = journal.start_ns
         self._last_record: StepRecord | None = None
+        self.noting_ns = 0  # that noting took, in the engine's own time
 
     def play(self) -> bool:
         """Run until every request has left the engine. False when it was told to stop before that."""
@@ -57,6 +58,7 @@ class Playback:
             self._offer()
             if engine.has_unfinished:
                 output = engine.step()
+                begin_ns = time.monotonic_ns()
                 self._journal.step(output.record)
                 self._journal.tokens(output.record.step, output.tokens)
                 for request in output.finished:
@@ -68,6 +70,7 @@ class Playback:
                     self._pool_history.look(output.record.end_ns)
                 if output.record.end_ns >= self._next_progress_ns:
                     self._report(output.record)
+                self.noting_ns += time.monotonic_ns() - begin_ns
             elif self._arrivals.has_more:
                 self._journal.flush_if_due()
                 time.sleep(min(IDLE_NS, self._arrivals.wait_ns(time.monotonic_ns())) / 1e9)

@@ -48,6 +48,16 @@ class SteadyState:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How often the device was looked at. Every sample's own time is in the table."""
+
+    asked_interval_s: float
+    num_samples: int
+    median_interval_s: float | None  # None: of fewer than two samples
+    longest_interval_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Repeat:
     """One repeat of an engine: everything that was measured of it alone. The raw rows are in the tables."""
 
@@ -61,6 +71,7 @@ class Repeat:
     samples: Mapping[str, int] = field(default_factory=dict)  # by Metric.name of a percentile: values that it is of
     warm_up: WarmUp | None = None  # None: it did not get so far
     steady: SteadyState | None = None  # None: not found
+    sampling: Sampling | None = None  # None: the sampler was off
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -73,12 +84,13 @@ class Repeat:
 
         """
         fields = dict(data)
-        warm_up, steady = fields.pop("warm_up"), fields.pop("steady")
+        warm_up, steady, sampling = fields.pop("warm_up"), fields.pop("steady"), fields.pop("sampling", None)
         checks, notes = fields.pop("checks"), fields.pop("notes")
         return cls(
             **fields,
             warm_up=None if warm_up is None else WarmUp(**warm_up),
             steady=None if steady is None else SteadyState(**steady),
+            sampling=None if sampling is None else Sampling(**sampling),
             checks=tuple(Check(**check) for check in checks),
             notes=tuple(notes),
         )

@@ -40,6 +40,7 @@ from pbench.repeat import WIDE_SPREAD_PCT as WIDE_SPREAD_PCT
 from pbench.repeat import Check as Check
 from pbench.repeat import Interval as Interval
 from pbench.repeat import Repeat as Repeat
+from pbench.repeat import Sampling as Sampling
 from pbench.repeat import SteadyState as SteadyState
 from pbench.repeat import WarmUp as WarmUp
 
@@ -127,6 +128,13 @@ DEVICE_COLUMNS = {
     "memory_clock_mhz": "Float64",
     "temperature_c": "Float64",
     "throttle_reasons": "Int64",  # NVML's bit mask
+    "torch_inactive_bytes": "Int64",  # free pieces of blocks that torch split: reserved, and of no use to a larger one
+    "device_process_bytes": "Int64",  # NVML: memory of the worker process, where the driver tells
+    "num_foreign_processes": "Int64",  # others that compute on the GPU
+    "host_used_bytes": "Int64",  # of the machine, by everybody
+    "host_cpu_pct": "Float64",  # of all cores, by everybody, since the sample before
+    "process_cpu_pct": "Float64",  # of one core, by the worker process, since the sample before
+    "host_swapped_bytes": "Int64",  # by the machine, in and out, since the first sample
 }
 
 
@@ -171,7 +179,16 @@ TOKEN_COLUMNS = {
 }
 
 # Columns that tables of an earlier version lack, and what stands for them.
-_SUBSTITUTES = {"repeat": 1}
+_SUBSTITUTES = {
+    "repeat": 1,
+    "torch_inactive_bytes": None,
+    "device_process_bytes": None,
+    "num_foreign_processes": None,
+    "host_used_bytes": None,
+    "host_cpu_pct": None,
+    "process_cpu_pct": None,
+    "host_swapped_bytes": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,8 +393,29 @@ METRICS: tuple[Metric, ...] = (
         False,
         "largest resident memory of the worker process",
     ),
+    Metric(
+        "peak_torch_inactive_bytes",
+        "peak torch inactive",
+        "bytes",
+        False,
+        "largest memory in free pieces of blocks that torch's allocator has split",
+    ),
+    Metric(
+        "peak_device_process_bytes",
+        "peak GPU memory of the process (NVML)",
+        "bytes",
+        False,
+        "largest memory in use on the GPU by the worker process, where the driver tells",
+    ),
+    Metric(
+        "peak_host_used_bytes", "peak host memory", "bytes", None, "largest memory in use on the host, by all processes"
+    ),
+    Metric("mean_process_cpu_pct", "CPU of the worker", "%", None, "share of one core, averaged over the samples"),
+    Metric("energy_j", "energy", "J", False, "GPU energy from the first sample to the last"),
     Metric("joules_per_output_token", "energy per output token", "J", False, "GPU energy over generated tokens"),
     Metric("num_steps", "steps", "", None, "engine steps"),
+    Metric("num_prompt_tokens", "prompt tokens", "", None, "tokens of the prompts of requests that gave out a token"),
+    Metric("num_output_tokens", "output tokens", "", None, "generated tokens"),
     Metric("num_finished", "finished requests", "", None, "requests that ran to their end"),
 )
 
@@ -535,7 +573,7 @@ def write_table(path: Path, rows: "list[dict[str, Any]] | pd.DataFrame", columns
     """
     import pandas as pd
 
-    table = pd.DataFrame(rows, columns=list(columns)).fillna(_SUBSTITUTES).astype(dict(columns))
+    table = pd.DataFrame(rows, columns=list(columns)).fillna({"repeat": 1}).astype(dict(columns))
     write_atomically(path, lambda stream: table.to_parquet(stream, index=False))
 
 

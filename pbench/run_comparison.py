@@ -8,7 +8,7 @@ from typing import Any
 from pbench.errors import IncomparableError, UsageError
 from pbench.figure_text import NOT_MEASURED, figure_text
 from pbench.intervals import welch_difference, welch_ratio
-from pbench.results import CONFIDENCE, METRICS, EngineResult, Interval, Metric, RunResult
+from pbench.results import CONFIDENCE, METRICS, OUTCOMES, EngineResult, Interval, Metric, RunResult
 from pbench.run_sides import LabelledRun
 from pbench.units import printable
 
@@ -224,9 +224,23 @@ def _notes(runs: Sequence[LabelledRun], groups: Sequence[Sequence[EngineResult]]
                 yield f"{name}: {engine.status}: {printable(engine.reason or 'no reason is recorded')}"
             for note in engine.notes:
                 who_says.setdefault(note, []).append(name)
+    yield from _check_notes(runs, compared)
     for note, names in who_says.items():
         scope = "" if len(names) == len(compared) else f" ({', '.join(names)})"
         yield f"{printable(note)}{scope}"
+
+
+def _check_notes(runs: Sequence[LabelledRun], compared: Sequence[str]) -> Iterator[str]:
+    """The checks that were not passed, worst first; what this machine cannot tell is left to the runs themselves."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for letter, run in zip(_LETTERS, runs, strict=False):
+        made = [(f"{letter} {engine.spec}", engine.checks) for engine in run.result.engines if engine.spec in compared]
+        for name, checks in (*made, (letter, run.result.checks)):
+            for check in checks:
+                if check.outcome in ("fail", "warn"):
+                    found.setdefault((check.outcome, check.name, check.detail), []).append(name)
+    for (outcome, name, detail), who in sorted(found.items(), key=lambda one: OUTCOMES.index(one[0][0])):
+        yield printable(f"{outcome}: {name} ({', '.join(who)}): {detail}")
 
 
 def _interval_note(runs: Sequence[LabelledRun], groups: Sequence[Sequence[EngineResult]]) -> str:

@@ -84,7 +84,8 @@ class Watch:
         return max(0.0, foreign_s / (time.monotonic() - self._started) / (psutil.cpu_count() or 1))
 
     def _num_gpu_processes(self) -> int | None:
-        return None if self._gpu is None else self._gpu.num_compute_processes()
+        processes = None if self._gpu is None else self._gpu.compute_processes()
+        return None if processes is None else len(processes)
 
 
 def open_gpu(uuid: str) -> NvmlDevice | None:

@@ -4,8 +4,10 @@ Samples lie on an absolute schedule, start + k x interval: a late sample does no
 moments that it covered are left out rather than caught up with.
 """
 
+import os
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What is slow to read and slow to change is read at most so often.
+SLOW_INTERVAL_NS = 1_000_000_000
+
+
 class Probe(Protocol):
     """Takes one sample now."""
 
@@ -26,42 +32,55 @@ class Probe(Protocol):
 
 
 class DeviceProbe:
-    """Reads NVML where there is one, the torch allocator where the engine is on a GPU, and this process's memory."""
+    """Reads NVML where there is one, the torch allocator where the engine is on a GPU, this process and the machine."""
 
     def __init__(self, nvml: NvmlDevice | None, torch_device: "torch.device | None") -> None:
         self._nvml = nvml
         self._torch_device = torch_device
         self._process = psutil.Process()
         self._first_energy_j: float | None = None
+        self._next_slow_ns = 0
+        self._first_swapped_bytes = _swapped_bytes()
+        # CPU shares are since the call before: these begin the first.
+        psutil.cpu_percent()
+        self._process.cpu_percent()
 
     def __call__(self, time_ns: int) -> DeviceSample:
         """One sample. After NVML was lost its fields are None and the source says ``process``."""
-        allocated_bytes, reserved_bytes = self._torch_bytes()
-        rss_bytes = self._process.memory_info().rss
+        is_slow_due = time_ns >= self._next_slow_ns
+        if is_slow_due:
+            self._next_slow_ns = time_ns + SLOW_INTERVAL_NS
+        memory = psutil.virtual_memory()
+        allocated_bytes, reserved_bytes, inactive_bytes = self._torch_bytes()
+        sample = DeviceSample(
+            time_ns,
+            "process",
+            process_rss_bytes=self._process.memory_info().rss,
+            torch_allocated_bytes=allocated_bytes,
+            torch_reserved_bytes=reserved_bytes,
+            torch_inactive_bytes=inactive_bytes,
+            host_used_bytes=memory.total - memory.available,
+            host_cpu_pct=psutil.cpu_percent(),
+            process_cpu_pct=self._process.cpu_percent(),
+            host_swapped_bytes=self._swapped_bytes() if is_slow_due else None,
+        )
         nvml = self._nvml
         if nvml is None or nvml.lost is not None:
-            return DeviceSample(
-                time_ns,
-                "process",
-                process_rss_bytes=rss_bytes,
-                torch_allocated_bytes=allocated_bytes,
-                torch_reserved_bytes=reserved_bytes,
-            )
+            return sample
+        process_bytes, num_foreign = self._processes(nvml) if is_slow_due else (None, None)
         # When NVML is lost between two of the fields, what was read before that is still right.
-        return DeviceSample(
-            time_ns,
-            "nvml",
-            nvml.used_bytes(),
-            rss_bytes,
-            allocated_bytes,
-            reserved_bytes,
-            nvml.utilization_pct(),
-            nvml.power_w(),
-            self._energy_j(nvml),
-            nvml.sm_clock_mhz(),
-            nvml.memory_clock_mhz(),
-            nvml.temperature_c(),
-            nvml.throttle_reasons(),
+        return sample._replace(
+            source="nvml",
+            device_used_bytes=nvml.used_bytes(),
+            gpu_utilization_pct=nvml.utilization_pct(),
+            power_w=nvml.power_w(),
+            energy_j=self._energy_j(nvml),
+            sm_clock_mhz=nvml.sm_clock_mhz(),
+            memory_clock_mhz=nvml.memory_clock_mhz(),
+            temperature_c=nvml.temperature_c(),
+            throttle_reasons=nvml.throttle_reasons(),
+            device_process_bytes=process_bytes,
+            num_foreign_processes=num_foreign,
         )
 
     @property
@@ -79,14 +98,49 @@ class DeviceProbe:
             self._first_energy_j = counter_j
         return counter_j - self._first_energy_j
 
-    def _torch_bytes(self) -> tuple[int | None, int | None]:
+    def _torch_bytes(self) -> tuple[int | None, int | None, int | None]:
+        """Bytes that torch's allocator has given out, holds, and holds in free pieces of blocks that it split."""
         if self._torch_device is None:
-            return None, None
+            return None, None, None
         import torch
 
-        # One call for both: memory_allocated() and memory_reserved() each build the whole dictionary.
+        # One call for all: memory_allocated() and memory_reserved() each build the whole dictionary.
         stats = torch.cuda.memory_stats(self._torch_device)
-        return int(stats.get("allocated_bytes.all.current", 0)), int(stats.get("reserved_bytes.all.current", 0))
+        allocated, reserved, inactive = (
+            int(stats.get(f"{name}_bytes.all.current", 0)) for name in ("allocated", "reserved", "inactive_split")
+        )
+        return allocated, reserved, inactive
+
+    def _processes(self, nvml: NvmlDevice) -> tuple[int | None, int | None]:
+        """The memory of this process on the GPU, and how many others compute there; None where it cannot be told.
+
+        In a container a process may bear another number for the driver than for itself. It computes on the GPU, so
+        one of those that the driver sees is this one.
+        """
+        processes = nvml.compute_processes()
+        if not processes:
+            return None, None
+        own = [process for process in processes if process.process_id == os.getpid()]
+        if not own and len(processes) == 1:
+            own = processes
+        return own[0].used_bytes if own else None, len(processes) - 1
+
+    def _swapped_bytes(self) -> int | None:
+        swapped_bytes = _swapped_bytes()
+        if swapped_bytes is None or self._first_swapped_bytes is None:
+            return None
+        return swapped_bytes - self._first_swapped_bytes
+
+
+def _swapped_bytes() -> int | None:
+    """Bytes that the machine has swapped in and out since it started; None where it does not say."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            swap = psutil.swap_memory()
+        except (RuntimeWarning, OSError):
+            return None
+    return swap.sin + swap.sout
 
 
 class Sampler:
@@ -108,6 +162,7 @@ class Sampler:
         self._clock_ns = clock_ns
         self._stopped = threading.Event()
         self._error: Exception | None = None
+        self.busy_ns = 0  # that all samples together took
         self._thread = threading.Thread(target=self._loop, name="pbench-sampler", daemon=True)
 
     def start(self) -> None:
@@ -117,7 +172,9 @@ class Sampler:
 
     def sample(self) -> None:
         """Take one sample in the calling thread."""
-        self._sink(self._probe(self._clock_ns() - self._start_ns))
+        begin_ns = self._clock_ns()
+        self._sink(self._probe(begin_ns - self._start_ns))
+        self.busy_ns += self._clock_ns() - begin_ns
 
     def wait_ns(self) -> int:
         """Nanoseconds until the next moment of the schedule that is still to come; at least one."""

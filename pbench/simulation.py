@@ -23,8 +23,10 @@ from pbench.live import View
 from pbench.pool_history import PoolHistory, gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Run, RunResult, write_result
+from pbench.support import is_supported
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
+from pbench.validity_run import check_run
 
 if TYPE_CHECKING:
     from pbench.workloads.workload import Workload
@@ -136,10 +138,27 @@ class Simulation:
 
     def _summarised(self, engine: EngineResult, tables: Tables, status: str, reason: str | None) -> EngineResult:
         from pbench.metrics import summarise
+        from pbench.validity import Evidence, check_repeat
 
         summary = summarise(tables, engine.pool)
-        notes = (*self._plan.notes, *summary.notes)
-        return replace(engine, status=status, reason=reason, summary=summary.values, notes=notes)
+        evidence = Evidence(
+            tables=tables,
+            pool=engine.pool,
+            workload=self._plan.workload.record(),
+            duration_s=summary.values["duration_s"],
+            steady=summary.steady,
+            sampling=None,
+            is_simulated=True,
+        )
+        return replace(
+            engine,
+            status=status,
+            reason=reason,
+            summary=summary.values,
+            notes=(*self._plan.notes, *summary.notes),
+            unsupported=tuple(name for name, num in summary.samples.items() if not is_supported(name, num)),
+            checks=check_repeat(evidence),
+        )
 
     def _config(self, options: EngineOptions) -> dict[str, Any]:
         return asdict(options) | {"hardware": dict(self._plan.hardware)}
@@ -156,6 +175,7 @@ class Simulation:
             config={key: value for key, value in self._config(plan.engines[0]).items() if key != "memory"},
             environment=plan.environment,
             engines=tuple(self._engines),
+            checks=check_run(self._engines, plan.workload.record()),
         )
 
 

@@ -5,6 +5,7 @@ It journals what it measures and tells its parent how it is doing, one JSON obje
     {"event": "stage", "stage": "loading" | "warming up" | "running"}
     {"event": "ready", "pool": {...}, "gpu": {...} | null}
     {"event": "progress", ...}                        about ten times a second
+    {"event": "watched", "duration_s": ...}           what sampling and noting took
     {"event": "done", "status": "complete" | "failed" | "interrupted", "reason": ..., "notes": [...]}
 
 A worker that ends without "done" was killed. SIGINT ends it gracefully: after the step that runs just now, with
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pbench.arrivals import Arrivals, prepare
 from pbench.engine.errors import EngineError
+from pbench.engine.pool_map import SPAN_FIELDS
 from pbench.environment import gpu_environment
 from pbench.job import Job
 from pbench.journal import Journal
@@ -135,6 +137,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
             "pool": _describe_pool(engine),
             "memory": engine.memory_bytes(),
             "warm_up": {"duration_s": warm_up_s, "num_steps": num_warm_up_steps},
+            "num_cached_slots": _num_cached_slots(engine),
             "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
         }
     )
@@ -161,6 +164,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
                 history.write(Path(job.journal), job.engine.memory, job.repeat)
         # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
         playback.note_unfinished()
+    events.send({"event": "watched", "duration_s": (playback.noting_ns + sampler.busy_ns) / 1e9})
     notes = tuple(note for note in (nvml_note, probe.lost_note) if note)
     if not is_complete:
         return Outcome("interrupted", "interrupted while the engine ran", notes)
@@ -195,6 +199,13 @@ def _open_nvml(torch_device: "torch.device | None") -> tuple[NvmlDevice | None, 
         return NvmlDevice.open(str(torch.cuda.get_device_properties(torch_device).uuid)), None
     except NvmlUnavailableError as error:
         return None, f"memory in use is the worker process's resident memory: {error}"
+
+
+def _num_cached_slots(engine: Target) -> int | None:
+    """Slots that the prefix cache holds before the first request; None of an engine that does not tell."""
+    if not isinstance(engine, MapsPool):
+        return None
+    return int(engine.pool_map()[:, SPAN_FIELDS.index("cached")].sum())
 
 
 def _describe_pool(engine: Target) -> dict[str, int]:

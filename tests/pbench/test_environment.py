@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pbench.__main__ import main
-from pbench.environment import PACKAGES, git_state, host_environment
+from pbench.environment import PACKAGES, container_limits, git_state, host_environment
 
 
 def test_the_host_is_described_in_plain_data() -> None:
@@ -33,6 +33,39 @@ def test_the_commit_and_its_dirtiness_are_told(tmp_path: Path) -> None:
     assert git_state(tmp_path) == {"git_commit": git("rev-parse", "HEAD"), "is_git_dirty": False}
     (tmp_path / "new").write_text("")
     assert git_state(tmp_path)["is_git_dirty"] is True
+
+
+@pytest.mark.parametrize(
+    ("files", "num_cores", "memory_bytes"),
+    [
+        ({"cpu.max": "150000 100000\n", "memory.max": "1048576\n"}, 1.5, 2**20),
+        ({"cpu.max": "max 100000\n", "memory.max": "max\n"}, None, None),
+        (
+            {
+                "cpu/cpu.cfs_quota_us": "200000",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "4096",
+            },
+            *(2.0, 4096),
+        ),
+        (
+            {
+                "cpu/cpu.cfs_quota_us": "-1",
+                "cpu/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+            },
+            *(None, None),
+        ),
+        ({}, None, None),
+    ],
+)
+def test_limits_of_a_container_are_read_from_both_versions(
+    files: dict[str, str], num_cores: float | None, memory_bytes: int | None, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert container_limits(tmp_path) == {"num_cores": num_cores, "memory_bytes": memory_bytes}
 
 
 def test_env_as_json_and_as_text(capsys: pytest.CaptureFixture[str]) -> None:

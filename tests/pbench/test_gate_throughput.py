@@ -14,6 +14,7 @@ import pytest
 from pbench import run_conditions
 from pbench.__main__ import main
 from pbench.errors import ResultError, UsageError
+from pbench.nvml import ComputeProcess
 from pbench.run_conditions import THROTTLE_BITS, Watch, sampled_conditions
 from pbench.source_tree import SourceTree, source_trees
 from pbench.throughput_result import Revision, read_throughput
@@ -290,8 +291,8 @@ class FakeGpu:
     def __init__(self, *counts: int) -> None:
         self._counts = iter(counts)
 
-    def num_compute_processes(self) -> int:
-        return next(self._counts)
+    def compute_processes(self) -> list[ComputeProcess]:
+        return [ComputeProcess(pid, None) for pid in range(next(self._counts))]
 
 
 @pytest.mark.parametrize(

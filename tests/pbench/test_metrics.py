@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pbench.metrics import Summary, summarise
-from pbench.results import DEVICE_COLUMNS, METRICS, REQUEST_COLUMNS, STEP_COLUMNS
+from pbench.metrics import Summary, sampling_of, summarise
+from pbench.results import DEVICE_COLUMNS, METRICS, REQUEST_COLUMNS, STEP_COLUMNS, Sampling
 from pbench.tables import Tables
 
 POOL = 1000
@@ -101,6 +101,10 @@ def random_run(seed: int) -> tuple[Rows, Rows, Rows]:
             "source": "nvml",
             "device_used_bytes": source.randrange(10**9),
             "process_rss_bytes": source.randrange(10**9),
+            "torch_inactive_bytes": source.randrange(10**9),
+            "device_process_bytes": source.choice([None, source.randrange(10**9)]),
+            "host_used_bytes": source.randrange(10**9),
+            "process_cpu_pct": source.uniform(0, 200),
             "torch_allocated_bytes": source.randrange(10**9),
             "torch_reserved_bytes": source.randrange(10**9),
             "energy_j": number * 31.5,
@@ -198,9 +202,13 @@ def expected(steps: Rows, requests: Rows, device: Rows) -> dict[str, float | int
     ):
         values[name] = sum(row[column] for row in steps)
     values["copied_bytes"] = int(values["copied_blocks"] or 0) * BLOCK_SIZE * SLOT_BYTES
-    for name in ("device_used", "torch_reserved", "torch_allocated", "process_rss"):
+    for name in ("device_used", "torch_reserved", "torch_allocated", "process_rss", "torch_inactive", "host_used"):
         values[f"peak_{name}_bytes"] = max(row[f"{name}_bytes"] for row in device)
+    told = [row["device_process_bytes"] for row in device if row["device_process_bytes"] is not None]
+    values["peak_device_process_bytes"] = max(told, default=None)
+    values["mean_process_cpu_pct"] = sum(row["process_cpu_pct"] for row in device) / len(device)
     joules = device[-1]["energy_j"] - device[0]["energy_j"]
+    values |= {"energy_j": joules, "num_prompt_tokens": prompt_tokens, "num_output_tokens": output_tokens}
     values["joules_per_output_token"] = joules / output_tokens if output_tokens else None
     values["num_steps"] = len(steps)
     values["num_finished"] = len(finished)
@@ -257,23 +265,20 @@ def test_what_four_share_is_saved_by_three_quarters() -> None:
     assert values["shared_part_saved_pct"] == pytest.approx(75)
 
 
-def notes_of(steps: Rows, requests: Rows, device: Rows) -> str:
-    return " | ".join(summarise(tables(steps, requests, device), POOL_FACTS).notes)
+def test_a_percentile_says_how_many_values_it_is_of() -> None:
+    two_tokens = [request(number, first_token_ns=1, finished_ns=2, num_output_tokens=2) for number in range(7)]
+    one_token = [request(7, first_token_ns=1, finished_ns=1, num_output_tokens=1)]
+    samples = summarise(tables([], [*two_tokens, *one_token], []), POOL_FACTS).samples
+    assert (samples["ttft_ms_p99"], samples["tpot_ms_p50"]) == (8, 7)
+    assert "itl_ms_p50" not in samples
 
 
-def test_memory_that_was_never_the_limit_is_said_and_only_then() -> None:
-    free = [step(end_ns=5, num_output_tokens=1)]
-    blocked = [step(end_ns=5, num_output_tokens=1, is_memory_blocked=True)]
-    assert "memory was never the limit" in notes_of(free, [], [])
-    assert "memory was never the limit" not in notes_of(blocked, [], [])
-
-
-def test_a_p99_of_few_requests_is_marked_and_only_then() -> None:
-    def finished(count: int) -> Rows:
-        return [request(number, first_token_ns=1, finished_ns=2, num_output_tokens=2) for number in range(count)]
-
-    assert "only 99 finished requests" in notes_of([], finished(99), [])
-    assert "p99" not in notes_of([], finished(100), [])
+def test_sampling_is_told_as_it_was_and_not_as_it_was_asked_for() -> None:
+    device = [{"time_ns": time_ms * 10**6, "source": "process"} for time_ms in (0, 100, 200, 900)]
+    sampling = sampling_of(table(device, DEVICE_COLUMNS), 0.1)
+    assert sampling == Sampling(0.1, 4, pytest.approx(0.1), pytest.approx(0.7))
+    assert sampling_of(table(device[:1], DEVICE_COLUMNS), 0.1) == Sampling(0.1, 1, None, None)
+    assert sampling_of(table([], DEVICE_COLUMNS), 0.1) is None
 
 
 def test_without_a_counter_energy_is_integrated_and_says_so() -> None:
@@ -290,7 +295,8 @@ def test_without_a_counter_energy_is_integrated_and_says_so() -> None:
 def test_what_was_not_measured_is_none_and_never_zero() -> None:
     empty: Summary = summarise(tables([], [], []), POOL_FACTS)
     measured = {name: value for name, value in empty.values.items() if value is not None}
-    assert measured == {"num_steps": 0, "num_finished": 0}
+    assert set(measured) == {"num_steps", "num_finished", "num_prompt_tokens", "num_output_tokens"}
+    assert set(measured.values()) == {0}
     assert any("nothing was measured" in note for note in empty.notes)
 
 

@@ -1,3 +1,4 @@
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -6,11 +7,16 @@ import pytest
 from pbench.nvml import NvmlDevice, NvmlUnavailableError
 from pbench.sampler import DeviceProbe
 
+GPU_FIELDS = (
+    *("device_used_bytes", "gpu_utilization_pct", "power_w", "energy_j", "sm_clock_mhz", "memory_clock_mhz"),
+    *("temperature_c", "throttle_reasons"),
+)
+
 
 class FakeNvml:
     """NVML with GPUs in the bus's order; ``broken`` maps a function to the error that it raises."""
 
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU, NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1, 2, 0, 1
 
     class NVMLError(Exception):
         pass
@@ -38,6 +44,7 @@ class FakeNvml:
         self.broken: dict[str, Exception] = {}
         self.energy_mj = 5_000_000
         self.calls: list[str] = []
+        self.processes = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=700)]
 
     def _call(self, name: str) -> None:
         self.calls.append(name)
@@ -79,6 +86,22 @@ class FakeNvml:
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
         self._call("nvmlDeviceGetTemperature")
         return 61
+
+    def nvmlDeviceGetTemperatureThreshold(self, handle: int, kind: int) -> int:  # noqa: N802
+        self._call("nvmlDeviceGetTemperatureThreshold")
+        return 89
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:  # noqa: N802
+        self._call("nvmlDeviceGetMigMode")
+        return [0, 1]  # now, and after the next reset
+
+    def nvmlDeviceGetEccMode(self, handle: int) -> list[int]:  # noqa: N802
+        self._call("nvmlDeviceGetEccMode")
+        return [1, 1]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> Any:  # noqa: N802
+        self._call("nvmlDeviceGetComputeRunningProcesses")
+        return self.processes
 
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
         self._call("nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -122,6 +145,43 @@ def test_a_sample_has_every_quantity_in_its_unit() -> None:
     assert first.memory_clock_mhz == 3201.0
     assert first.temperature_c == 61.0
     assert first.throttle_reasons == 4
+    assert (first.device_process_bytes, first.num_foreign_processes) == (700, 0)
+
+
+def test_what_does_not_change_in_a_run_is_read_in_its_unit() -> None:
+    device = NvmlDevice.open("aaaa", FakeNvml())
+    assert device.slowdown_temperature_c() == 89.0
+    assert device.is_mig_enabled() is False
+    assert device.is_ecc_enabled() is True
+
+
+@pytest.mark.parametrize(
+    ("processes", "own_bytes", "num_foreign"),
+    [
+        ([(1, 50), ("own", 700)], 700, 1),
+        ([(4711, 700)], 700, 0),  # in a container: its own number is not the driver's, but it is there
+        ([(4711, 700), (4712, 50)], None, 1),  # which of them is not known
+        ([("own", None)], None, 0),  # the driver does not tell how much
+        ([], None, None),  # the driver shows nothing here
+    ],
+)
+def test_foreign_processes_are_those_beside_this_one(
+    processes: list[tuple[int | str, int | None]], own_bytes: int | None, num_foreign: int | None
+) -> None:
+    library = FakeNvml()
+    library.processes = [
+        SimpleNamespace(pid=os.getpid() if pid == "own" else pid, usedGpuMemory=used) for pid, used in processes
+    ]
+    sample = DeviceProbe(NvmlDevice.open("aaaa", library), None)(0)
+    assert (sample.device_process_bytes, sample.num_foreign_processes) == (own_bytes, num_foreign)
+
+
+def test_processes_are_listed_once_a_second() -> None:
+    library = FakeNvml()
+    probe = DeviceProbe(NvmlDevice.open("aaaa", library), None)
+    samples = [probe(time_ms * 10**6) for time_ms in range(0, 2000, 100)]
+    assert library.calls.count("nvmlDeviceGetComputeRunningProcesses") == 2
+    assert [index for index, sample in enumerate(samples) if sample.num_foreign_processes is not None] == [0, 10]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +201,7 @@ def test_an_unsupported_quantity_is_missing_alone_and_asked_for_once(function: s
     probe = DeviceProbe(NvmlDevice.open("aaaa", library), None)
     for sample in (probe(0), probe(1)):
         assert sample.source == "nvml"
-        gpu_fields = set(sample._fields) - {"torch_allocated_bytes", "torch_reserved_bytes"}
-        assert {name for name in gpu_fields if getattr(sample, name) is None} == {field}
+        assert {name for name in GPU_FIELDS if getattr(sample, name) is None} == {field}
     assert library.calls.count(function) == 1
     assert probe.lost_note is None
 

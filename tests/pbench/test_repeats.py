@@ -85,7 +85,8 @@ def test_notes_and_checks_say_of_which_repeat_they_are() -> None:
         repeat(1, 1.0, notes=("always", "once"), checks=(good,)), repeat(2, 1.0, notes=("always",), checks=(bad,))
     )
     assert engine.notes == ("always", "repeat 1 of 2: once")
-    assert engine.checks == (replace(bad, detail="repeat 2 of 2: gone"),)
+    assert engine.checks[0] == replace(bad, detail="repeat 2 of 2: gone")
+    assert [check.name for check in engine.checks] == ["memory", "repeats agree"]
 
 
 def test_every_field_survives_the_file(tmp_path: Path) -> None:

@@ -49,6 +49,33 @@ def test_samples_span_the_run_and_keep_their_rate() -> None:
     assert not any(thread.name == "pbench-sampler" for thread in threading.enumerate())
 
 
+def test_cpu_shares_are_since_the_sample_before() -> None:
+    probe = DeviceProbe(None, None)
+    end_s = time.process_time() + 0.2
+    while time.process_time() < end_s:
+        pass
+    busy = probe(0)
+    time.sleep(0.2)
+    idle = probe(1)
+    assert busy.process_cpu_pct is not None
+    assert idle.process_cpu_pct is not None
+    assert busy.process_cpu_pct > 2 * idle.process_cpu_pct
+
+
+def test_the_sampler_tells_how_long_it_was_busy() -> None:
+    now_ns = 0
+
+    def take_a_while(time_ns: int) -> DeviceSample:
+        nonlocal now_ns
+        now_ns += 7
+        return sample_at(time_ns)
+
+    sampler = Sampler(take_a_while, lambda _: None, start_ns=0, interval_s=1.0, clock_ns=lambda: now_ns)
+    sampler.sample()
+    sampler.sample()
+    assert sampler.busy_ns == 14
+
+
 def test_an_error_in_the_thread_comes_out_of_stop() -> None:
     seen: list[DeviceSample] = []
 
@@ -70,7 +97,11 @@ def test_without_nvml_the_process_is_measured_and_named_as_the_source() -> None:
     assert (sample.time_ns, sample.source) == (7, "process")
     assert sample.process_rss_bytes is not None
     assert sample.process_rss_bytes > len(ballast)
-    assert set(sample[2:]) == {None, sample.process_rss_bytes}
+    told = {name for name in sample._fields[2:] if getattr(sample, name) is not None}
+    about_host = {"host_used_bytes", "host_cpu_pct", "process_cpu_pct", "host_swapped_bytes"}
+    assert told - about_host == {"process_rss_bytes"}
+    assert sample.host_used_bytes is not None
+    assert sample.host_used_bytes > sample.process_rss_bytes
     assert DeviceProbe(None, None).lost_note is None
 
 

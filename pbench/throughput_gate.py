@@ -115,7 +115,9 @@ class ThroughputGate:
                     self._add_pairs(case, case.pairs, num_pairs, is_aa=False)
                 self._look()
         for case in self._open_cases():
-            case.decide(INCONCLUSIVE, _undecided(case.looks[-1]) if case.looks else "another workload is too noisy")
+            case.decide(
+                INCONCLUSIVE, _undecided(case.looks[-1]) if case.looks else "another workload cannot be measured here"
+            )
         return self._write()
 
     @property

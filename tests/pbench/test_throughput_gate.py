@@ -238,7 +238,7 @@ def test_a_workload_that_is_too_noisy_ends_the_gate_before_any_head_runs(gate: G
     result = gate(runs, "calm", "loud")
     assert {side for _, side in runs.ran} == {"base"}
     assert result.verdict == INCONCLUSIVE
-    assert result.workloads[0].reason == "another workload is too noisy"
+    assert result.workloads[0].reason == "another workload cannot be measured here"
 
 
 @pytest.mark.parametrize(("name", "value"), [("config.model", "llama-1b"), ("workload.sha256", "cd" * 32)])

@@ -2,12 +2,12 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 from pbench.figure_text import legend
+from pbench.markdown import escaped
 from pbench.run_comparison import EngineRows, MetricSide, RunComparison
 from pbench.units import printable
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 FORCED = "FORCED: these runs are not of the same thing, and a difference may come from that alone"
 NOTHING_DIFFERS = "no setting differs"
-_MARKDOWN_MARKS = re.compile(r"([\\`*_\[\]<>|])")
 
 
 def write_table(comparison: RunComparison, stream: TextIO) -> None:
@@ -84,9 +83,9 @@ def write_json(comparison: RunComparison, stream: TextIO) -> None:
 def write_markdown(comparison: RunComparison, stream: TextIO) -> None:
     """Write the comparison for a pull request's comment."""
     for letter, run in zip(comparison.letters, comparison.runs, strict=True):
-        stream.write(f"- {letter} = {_escaped(printable(run.label))}\n")
+        stream.write(f"- {letter} = {escaped(printable(run.label))}\n")
     for warning in _warnings(comparison):
-        stream.write(f"\n**{_escaped(warning)}**\n")
+        stream.write(f"\n**{escaped(warning)}**\n")
     if comparison.settings:
         rows = ((one.name, *one.values) for one in comparison.settings)
         _write_markdown_table(stream, ("settings that differ", *comparison.letters), rows, ":---")
@@ -96,7 +95,7 @@ def write_markdown(comparison: RunComparison, stream: TextIO) -> None:
         _write_markdown_table(stream, _headings(comparison, engine), _cells(engine), "---:")
     stream.write("\n")
     for note in (*_legend(comparison), *comparison.notes):
-        stream.write(f"- {_escaped(note)}\n")
+        stream.write(f"- {escaped(note)}\n")
 
 
 def write_csv(comparison: RunComparison, stream: TextIO) -> None:
@@ -174,11 +173,6 @@ def _write_markdown_table(
 ) -> None:
     stream.write("\n")
     for row in (headings, *rows):
-        stream.write(f"| {' | '.join(map(_escaped, row))} |\n")
+        stream.write(f"| {' | '.join(map(escaped, row))} |\n")
         if row is headings:
             stream.write(f"| --- | {' | '.join([alignment] * (len(headings) - 1))} |\n")
-
-
-def _escaped(text: str) -> str:
-    """Text in which nothing is a mark of Markdown or HTML."""
-    return _MARKDOWN_MARKS.sub(r"\\\1", text)

@@ -26,7 +26,7 @@ THROTTLE, FOREIGN, CLOCK = "throttle", "foreign-process", "clock-drop"
 
 DISCARD_RULES: Mapping[str, str] = {
     THROTTLE: "the GPU slowed down for its temperature or its power supply",
-    FOREIGN: f"another process computed on the GPU, or others used more than {FOREIGN_CPU_SHARE:.0%} of all CPU cores",
+    FOREIGN: f"another process computed on the GPU, or others used more than {FOREIGN_CPU_SHARE:.0%} of the CPU",
     CLOCK: f"the GPU's median SM clock was more than {CLOCK_DROP:.0%} below that of the A/A check",
 }
 
@@ -38,7 +38,7 @@ class Conditions:
     throttle_bits: int | None = None  # of THROTTLE_BITS, all that were set at any time
     sm_clock_mhz: float | None = None  # median
     num_foreign_gpu_processes: int | None = None  # the most at once
-    foreign_cpu_share: float | None = None  # of the machine's CPU time
+    foreign_cpu_share: float | None = None  # of the time of the cores that we may run on
 
 
 def discard_reasons(conditions: Conditions, normal_clock_mhz: float | None, rules: Collection[str]) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Watch:
         self._gpu = gpu
         self._gpu_before = self._num_gpu_processes()  # ours has not started
         self._gpu_during: list[int] = []
-        self._started = time.monotonic()
+        self._started_s = time.monotonic()
         self._busy_s, self._own_s = _busy_s(), _own_s()
 
     def look(self) -> None:
@@ -79,9 +79,9 @@ class Watch:
         return max(self._gpu_before, max(self._gpu_during) - 1)
 
     def foreign_cpu_share(self) -> float:
-        """Share of all cores' time that others used since the start. Call it after our processes were waited for."""
+        """Share of our cores' time that others used since the start. Call it after our processes were waited for."""
         foreign_s = (_busy_s() - self._busy_s) - (_own_s() - self._own_s)
-        return max(0.0, foreign_s / (time.monotonic() - self._started) / (psutil.cpu_count() or 1))
+        return max(0.0, foreign_s / (time.monotonic() - self._started_s) / len(_cores()))
 
     def _num_gpu_processes(self) -> int | None:
         processes = None if self._gpu is None else self._gpu.compute_processes()
@@ -114,10 +114,18 @@ def sampled_conditions(device_table: Path) -> tuple[int | None, float | None]:
     return bits, median(map(float, clocks)) if len(clocks) else None
 
 
+def _cores() -> list[int]:
+    """The cores that we may run on: of a large host a container often has only some."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count() or 1))
+
+
 def _busy_s() -> float:
-    """CPU time that the machine spent on anybody since it started, in seconds over all cores."""
-    times = psutil.cpu_times()._asdict()
-    return sum(float(times.get(name, 0.0)) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    """CPU time that our cores spent on anybody since the machine started, in seconds."""
+    by_core = psutil.cpu_times(percpu=True)
+    busy = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(float(getattr(by_core[core], name, 0.0)) for core in _cores() for name in busy)
 
 
 def _own_s() -> float:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 MAIN = """
 import hashlib, json, os, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 from pbench.cli import BREAK, SPEED, WORKLOAD
 
 arguments = sys.argv[1:]
@@ -323,11 +325,18 @@ def test_cpu_time_of_a_process_that_was_waited_for_is_our_own_and_the_machine_sp
     assert run_conditions._busy_s() - busy_s >= 0.25  # in ticks
 
 
+def test_only_the_cores_that_we_may_run_on_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = [SimpleNamespace(user=10.0**core, system=0.5, idle=99.0) for core in range(4)]
+    monkeypatch.setattr(run_conditions.psutil, "cpu_times", lambda percpu: cores)
+    monkeypatch.setattr(run_conditions.os, "sched_getaffinity", lambda process_id: {1, 2}, raising=False)
+    assert run_conditions._busy_s() == 10 + 100 + 1
+
+
 def test_the_cpu_that_others_used_is_what_is_not_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     now = {"time": 100.0, "busy": 1000.0, "own": 10.0}
     monkeypatch.setattr(run_conditions, "_busy_s", lambda: now["busy"])
     monkeypatch.setattr(run_conditions, "_own_s", lambda: now["own"])
-    monkeypatch.setattr(run_conditions.psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(run_conditions, "_cores", lambda: [0, 1, 2, 3])
     monkeypatch.setattr(run_conditions.time, "monotonic", lambda: now["time"])
     watch = Watch(None)
     now.update(time=110.0, busy=1025.0, own=20.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pbench.errors import ResultError, RunFailedError, UsageError
+from pbench.errors import PbenchError, ResultError, RunFailedError, UsageError
 from pbench.nvml import NvmlDevice
 from pbench.run_conditions import Conditions, Watch, open_gpu, sampled_conditions
 from pbench.source_tree import SourceTree
@@ -79,7 +79,7 @@ class Runner:
         watch = Watch(self._gpu)
         code = _run(tree.command(*arguments), tree.environment(), log, watch)
         if code:
-            _raise_failed(side, tree, code, log)
+            raise _failure(side, tree, code, log)
         log.unlink()
         measurement = read_measurement(folder, tree, watch)
         uuid = measurement.identity.get("environment.gpu.uuid")
@@ -110,16 +110,15 @@ def _run(command: list[str], environment: Mapping[str, str], log: Path, watch: W
         raise
 
 
-def _raise_failed(side: str, tree: SourceTree, code: int, log: Path) -> None:
+def _failure(side: str, tree: SourceTree, code: int, log: Path) -> PbenchError:
+    """What a run that ended with ``code`` means: head's own failure is a regression, all else is how it was called."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     said = printable(lines[-1]) if lines else "nothing"
     text = (
         f"{side} ({printable(tree.revision.name)}): its `pbench run` ended with exit code {code} and said: {said}"
         f" (all of it in {display_path(log)})"
     )
-    if side == "head" and code != EXIT_USAGE:
-        raise RunFailedError(text)
-    raise UsageError(text)
+    return RunFailedError(text) if side == "head" and code != EXIT_USAGE else UsageError(text)
 
 
 def read_measurement(folder: Path, tree: SourceTree, watch: Watch) -> Measurement:

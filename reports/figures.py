@@ -1,14 +1,14 @@
 """Figures for a paper: every chart of a page as a file of its own, drawn by plotly.js in a headless Chromium."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from pbench.errors import UsageError
-from pbench.reports.page import Page
+from pbench.reports.charts.panel import Panel
 
 FORMATS = ("svg", "png", "pdf")
 _WIDTH_PX = 640
@@ -17,11 +17,12 @@ _INSTALL = "pip install -e '.[figures]'"
 _ENGINE_KEY = re.compile(r"-e(\d+)$")
 
 
-def write_figures(page: Page, folder: Path, image_format: str) -> list[Path]:
-    """Write every chart of ``page`` into ``folder``, which is made if it is missing; charts of the light theme.
+def write_figures(panels: Sequence[Panel], labels: Mapping[str, str], folder: Path, image_format: str) -> list[Path]:
+    """Write every chart of a page into ``folder``, which is made if it is missing; charts of the light theme.
 
     Args:
-        page: the charts, each on white paper and without its title, which belongs into the paper's caption.
+        panels: the charts, each on white paper and without its title, which belongs into the paper's caption.
+        labels: of the engines, by the keys that end their charts' keys.
         folder: gets one file a chart, named by the chart and its engine: ``partition-paged.svg``.
         image_format: one of FORMATS.
 
@@ -33,8 +34,8 @@ def write_figures(page: Page, folder: Path, image_format: str) -> list[Path]:
 
     """
     kaleido = _kaleido()
-    charts = [chart for panel in page.panels for chart in panel.charts]
-    paths = [folder / f"{name}.{image_format}" for name in _names(page, [chart.key for chart in charts])]
+    charts = [chart for panel in panels for chart in panel.charts]
+    paths = [folder / f"{name}.{image_format}" for name in _names(labels, [chart.key for chart in charts])]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         kaleido.write_fig_from_object_sync(
@@ -75,14 +76,14 @@ def _kaleido() -> Any:
     return kaleido
 
 
-def _names(page: Page, keys: Sequence[str]) -> list[str]:
+def _names(labels: Mapping[str, str], keys: Sequence[str]) -> list[str]:
     """The charts' keys, with the engine's label in place of its number; unique, whatever the labels are."""
-    labels = {subject.key: _slug(subject.label) for subject in page.subjects}
-    is_unique = len(set(labels.values())) == len(labels)
+    slugs = {key: _slug(label) for key, label in labels.items()}
+    is_unique = len(set(slugs.values())) == len(slugs)
 
     def name(match: re.Match[str]) -> str:
         key = f"e{match[1]}"
-        return f"-{labels[key]}" if is_unique else f"-{key}-{labels[key]}"
+        return f"-{slugs[key]}" if is_unique else f"-{key}-{slugs[key]}"
 
     return [_ENGINE_KEY.sub(name, key) for key in keys]
 

@@ -1,13 +1,10 @@
 """``pbench history``: the trends of many runs over commits, with step changes marked."""
 
 import sys
-from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import TextIO
 
 import click
-
-from pbench.units import display_path
 
 
 @click.command()
@@ -40,25 +37,17 @@ def history(folder: Path, metrics: tuple[str, ...], out: Path | None, is_opened:
     at least 1 % and not explained by the runs' noise (E-divisive, Matteson and James 2014).
     """
     from pbench.history_view import write_table
-    from pbench.reports.embedding import PLOTLYJS_FILE, plotlyjs_source
+    from pbench.page_output import write_page
     from pbench.reports.history import TREND_METRICS, read_history
     from pbench.reports.history_page import render_history
-    from pbench.results import write_atomically
     from pbench.text_output import check_out
 
-    check_out(out)
     path = out or folder / "history.html"
+    check_out(path)
     found = read_history(folder, metrics or TREND_METRICS)
     write_table(found, sys.stdout)
 
-    def write(stream: BinaryIO) -> None:
-        text = TextIOWrapper(stream, encoding="utf-8", write_through=True)
-        render_history(found, folder.resolve().name, text, plotlyjs=plotlyjs)
-        text.detach()  # the file is closed by who opened it
+    def render(stream: TextIO) -> None:
+        render_history(found, folder.resolve().name, stream, plotlyjs=plotlyjs)
 
-    write_atomically(path, write)
-    if plotlyjs == "directory":
-        write_atomically(path.parent / PLOTLYJS_FILE, lambda stream: stream.write(plotlyjs_source().encode()))
-    click.echo(f"history: {display_path(path)}")
-    if is_opened:
-        click.launch(path.resolve().as_uri())
+    write_page(path, "history", render, plotlyjs=plotlyjs, is_opened=is_opened)

@@ -1,12 +1,16 @@
-"""``pbench report``: one offline HTML page about one or several run folders."""
+"""``pbench report``: one offline HTML page about one or several run folders, or about a throughput gate."""
 
-from io import TextIOWrapper
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from pbench.units import display_path
+
+if TYPE_CHECKING:
+    from pbench.reports.charts.panel import Panel
 
 
 @click.command()
@@ -41,34 +45,59 @@ from pbench.units import display_path
 def report(
     runs: tuple[Path, ...], out: Path | None, is_opened: bool, plotlyjs: str, figures: Path | None, figure_format: str
 ) -> None:
-    """Write one HTML page about every engine of RUN..., which are folders that `pbench run` made."""
-    from pbench.errors import UsageError
-    from pbench.reports.embedding import PLOTLYJS_FILE, plotlyjs_source
+    """Write one HTML page about every engine of RUN..., which are folders that `pbench run` made.
+
+    The folder of a throughput gate gives a page about the gate, pair by pair.
+    """
+    from pbench.page_output import write_page
     from pbench.reports.figures import write_figures
-    from pbench.reports.page import build_page
-    from pbench.reports.report import render_page
-    from pbench.results import Run, write_atomically
+    from pbench.text_output import check_out
 
     path = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    loaded = [Run(folder) for folder in runs]
-    for run in loaded:
-        _ = run.result  # a path that is no run folder is refused before anything is written
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no folder {path.parent}")
-
-    page = build_page(loaded)
-    drawn = write_figures(page, figures, figure_format) if figures is not None else []
-
-    def write(stream: BinaryIO) -> None:
-        text = TextIOWrapper(stream, encoding="utf-8", write_through=True)
-        render_page(page, text, plotlyjs=plotlyjs)
-        text.detach()  # the file is closed by who opened it
-
-    write_atomically(path, write)
-    if plotlyjs == "directory":
-        write_atomically(path.parent / PLOTLYJS_FILE, lambda stream: stream.write(plotlyjs_source().encode()))
-    click.echo(f"report: {display_path(path)}")
+    check_out(out)
+    panels, labels, render = _gate_page(runs[0]) if _is_gate(runs) else _run_page(runs)
+    drawn = write_figures(panels, labels, figures, figure_format) if figures is not None else []
+    write_page(path, "report", partial(render, plotlyjs=plotlyjs), plotlyjs=plotlyjs, is_opened=is_opened)
     if figures is not None:
         click.echo(f"figures: {len(drawn)} in {display_path(figures)}")
-    if is_opened:
-        click.launch(path.resolve().as_uri())
+
+
+class _Page(NamedTuple):
+    panels: "Sequence[Panel]"
+    labels: Mapping[str, str]  # of the engines, by their keys
+    render: Callable[..., None]  # takes a stream and ``plotlyjs``
+
+
+def _run_page(folders: Sequence[Path]) -> _Page:
+    from pbench.reports.page import build_page
+    from pbench.reports.report import render_page
+    from pbench.results import Run
+
+    runs = [Run(folder) for folder in folders]
+    for run in runs:
+        _ = run.result  # a path that is no run folder is refused before any table is read
+    page = build_page(runs)
+    return _Page(page.panels, {subject.key: subject.label for subject in page.subjects}, partial(render_page, page))
+
+
+def _gate_page(folder: Path) -> _Page:
+    from pbench.reports.gate_page import build_gate_page, render_gate_page
+    from pbench.throughput_result import FILE_NAME, read_throughput
+
+    page = build_gate_page(read_throughput(folder / FILE_NAME))
+    return _Page(page.panels, {}, partial(render_gate_page, page))
+
+
+def _is_gate(folders: Sequence[Path]) -> bool:
+    """Whether a throughput gate is asked about.
+
+    Raises:
+        UsageError: among other folders.
+    """
+    from pbench.errors import UsageError
+    from pbench.throughput_result import FILE_NAME
+
+    gates = [folder for folder in folders if (folder / FILE_NAME).is_file() and not (folder / "run.json").exists()]
+    if gates and len(folders) > 1:
+        raise UsageError(f"{display_path(gates[0])} is a throughput gate's folder: give it alone")
+    return bool(gates)

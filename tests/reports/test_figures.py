@@ -12,7 +12,7 @@ import pytest
 
 from pbench.__main__ import main
 from pbench.reports.figures import write_figures
-from pbench.reports.page import Page, build_page
+from pbench.reports.page import build_page
 from pbench.results import Run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -26,15 +26,16 @@ def kaleido_is_there() -> None:
     pytest.importorskip("kaleido", reason="kaleido is not installed: pip install kaleido")
 
 
-def few_charts(run: Run) -> Page:
-    """A page of the charts of its partition only: a chart takes a third of a second."""
+def write_few(run: Run, folder: Path, image_format: str) -> list[Path]:
+    """Of the page's charts those of the partition only: a chart takes a third of a second."""
     page = build_page([run])
-    return replace(page, panels=tuple(panel for panel in page.panels if panel.key == "partition"))
+    panels = [panel for panel in page.panels if panel.key == "partition"]
+    return write_figures(panels, {subject.key: subject.label for subject in page.subjects}, folder, image_format)
 
 
 @needs_browser
 def test_every_chart_becomes_a_file_named_by_its_engine(two_engines: Run, tmp_path: Path) -> None:
-    paths = write_figures(few_charts(two_engines), tmp_path / "made", "svg")
+    paths = write_few(two_engines, tmp_path / "made", "svg")
     assert [path.name for path in paths] == ["partition-paged.svg", "partition-contiguous-max.svg"]
     for path in paths:
         root = ElementTree.parse(path).getroot()
@@ -45,7 +46,7 @@ def test_every_chart_becomes_a_file_named_by_its_engine(two_engines: Run, tmp_pa
 
 @needs_browser
 def test_a_png_is_a_picture_of_three_pixels_a_point(two_engines: Run, tmp_path: Path) -> None:
-    path, _ = write_figures(few_charts(two_engines), tmp_path, "png")
+    path, _ = write_few(two_engines, tmp_path, "png")
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert int.from_bytes(data[16:20], "big") == 3 * 640
@@ -58,7 +59,7 @@ def test_names_of_engines_cannot_leave_the_folder_or_collide(builder: Callable[.
         for row in table:
             row["engine"] = {"paged": "../../a b", "contiguous:max": "a?b"}[row["engine"]]
     made.engines = [replace(made.engines[0], spec="../../a b"), replace(made.engines[1], spec="a?b")]
-    paths = write_figures(few_charts(made.write()), tmp_path / "in", "svg")
+    paths = write_few(made.write(), tmp_path / "in", "svg")
     assert [path.name for path in paths] == ["partition-e0-a-b.svg", "partition-e1-a-b.svg"]
     assert {path.parent for path in paths} == {tmp_path / "in"}
     assert sorted(tmp_path.rglob("*.svg")) == sorted(paths)

@@ -43,6 +43,13 @@ def test_a_folder_that_is_no_run_is_refused_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_that_is_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "missing")]) == 2
+    said = capsys.readouterr().err
+    assert "missing is not a run folder" in said
+    assert "--out" not in said
+
+
 def test_a_folder_that_is_missing_is_named(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(run.path), "--out", str(tmp_path / "missing" / "page.html")]) == 2
     assert "missing" in capsys.readouterr().err

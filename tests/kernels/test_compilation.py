@@ -28,10 +28,14 @@ INTEGER_POINTERS = {
     "tiles_ptr": "*i32",
     "schedule_ptr": "*i32",
     "num_arrived_ptr": "*i32",
+    "keys_ptr": "*i64",
+    "seen_ptr": "*u8",
+    "tokens_ptr": "*i64",
 }
 FLOAT32_POINTERS = dict.fromkeys(
     ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr"), "*fp32"
 )
+FLOAT64_POINTERS = {"rules_ptr": "*fp64"}
 FLOATS = ("scale_log2", "value_scale", "key_factor", "value_factor", "fp8_max", "eps")
 
 
@@ -62,7 +66,7 @@ def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS).get(name, f"*{dtype}")
+            signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS | FLOAT64_POINTERS).get(name, f"*{dtype}")
             if is_fp8 and name == "kv_ptr":
                 signature[name] = "*fp8e4nv"
             if name not in INTEGER_POINTERS:  # those are not specialised on their alignment
@@ -75,6 +79,7 @@ def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
 
 def compile_all():
     from pbench.kernels import (
+        choose_tokens,
         copy_blocks,
         decode_attention,
         decode_plan,
@@ -86,6 +91,10 @@ def compile_all():
         write_kv,
     )
 
+    for has_seen, dtype in ((False, "bf16"), (True, "fp32")):
+        row = {"VOCAB_SIZE": 151936, "HAS_SEEN": has_seen, "TILE": 4096, "NUM_PIVOTS": 8}
+        compile_kernel(choose_tokens._choose_tokens_kernel, row, dtype, num_warps=16)
+    print("choose_tokens")
     compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 8192}, num_warps=8)
     print("copy_blocks")
     layouts = [(dim, dtype, contiguous) for dim, dtype in ((128, "bf16"), (80, "fp32")) for contiguous in (0, 1)]

@@ -5,14 +5,9 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from pbench.engine.candidate import Candidate
+
 EarlyStopping: TypeAlias = Literal["first", "heuristic", "never"]
-
-
-class Candidate(NamedTuple):
-    """One of the most likely next tokens of a beam."""
-
-    token_id: int
-    log_prob: float  # of the token given the beam
 
 
 class Extension(NamedTuple):

@@ -70,10 +70,8 @@ class StepDraft:
         ):
             return False
         seq.num_computed_tokens = seq.max_computed_tokens = end
-        sampling, seq_id = seq.request.sampling, seq.seq_id
-        sample = Sample(seq_id, sampling.temperature, sampling.seed + seq.sample_index, end)
         num_sent = seq.num_table_entries_sent
-        self.decodes.append(PlannedSequence(seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, (sample,)))
+        self.decodes.append(PlannedSequence(seq.seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, seq.samples))
         self.counts.num_decode_tokens += 1
         expected = self.expected
         token_ids.append(~len(expected))  # placeholder(), without the call
@@ -144,7 +142,15 @@ class StepDraft:
 
 
 def _sample(state: RequestState, seq: Sequence, position: int) -> Sample:
-    """The sequence's next token, or candidates for it."""
-    sampling = seq.request.sampling
-    num_candidates = 0 if state.beam_search is None else state.beam_search.num_candidates()
-    return Sample(seq.seq_id, sampling.temperature, sampling.seed + seq.sample_index, position, num_candidates)
+    """The sequence's next token, or candidates for it.
+
+    Where a penalty depends on its tokens, the runner learns all of them with the first sample since it was taken in,
+    none of which is a placeholder then, and adds what it chooses by itself.
+    """
+    sample = seq.sample
+    if state.beam_search is not None:
+        return sample._replace(num_candidates=state.beam_search.num_candidates())
+    if sample.options is not None and sample.options.repetition_penalty != 1 and not seq.is_history_sent:
+        seq.is_history_sent = True
+        return sample._replace(history=seq.token_ids[:position])
+    return sample

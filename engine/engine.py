@@ -1,15 +1,10 @@
 """Engine: requests in, tokens and records out, one step at a time. Imports no torch: a runner brings it."""
 
-import math
 import time
-from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, get_args
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from pbench.engine.beam_search import EarlyStopping
 from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
 from pbench.engine.contiguous_memory import ContiguousMemory
@@ -22,9 +17,13 @@ from pbench.engine.pool_map import PoolMap
 from pbench.engine.preemption import PreemptionCosts
 from pbench.engine.records import KVUsage, RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.request_check import check_request
 from pbench.engine.reservation import reservation_for
 from pbench.engine.scheduler import Scheduler
 from pbench.engine.static_memory import StaticMemory
+from pbench.engine.text_stream import Decode
+
+_WARM_UP = SamplingParams(max_tokens=2, ignore_eos=True, detokenize=False)
 
 
 class StepOutput(NamedTuple):
@@ -111,12 +110,19 @@ class Engine:
         config: what to run.
         runner: carries the plans out.
         clock: nanoseconds; everything that the engine times is on it.
+        decode: token ids to text, for text beside the tokens and for stop strings; None: there is neither.
 
     Raises:
         ConfigError: the pool cannot hold the smallest request.
     """
 
-    def __init__(self, config: EngineConfig, runner: StepRunner, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        runner: StepRunner,
+        clock: Callable[[], int] = time.monotonic_ns,
+        decode: Decode | None = None,
+    ) -> None:
         config.check_pool(1, 1)
         self.config = config
         self.runner = runner
@@ -129,6 +135,7 @@ class Engine:
             is_prefill_chunked=config.is_prefill_chunked,
             slot_bytes=config.slot_bytes,
             swapping=self.memory if config.num_host_blocks and isinstance(self.memory, PagedMemory) else None,
+            decode=decode,
         )
         self.preemption_costs: PreemptionCosts | None = None  # measured by ``warm_up``, where they decide
         self.weights_bytes = runner.weights_bytes
@@ -153,9 +160,19 @@ class Engine:
             RequestError: it could never run here; the message says why and what to change.
 
         """
-        self._check(request)
+        if request.request_id in self._live_request_ids:
+            raise RequestError(f"request {request.request_id} is here already; give every request an id of its own")
+        check_request(request, self.config, self.memory, can_decode=self.scheduler.decode is not None)
         self._live_request_ids.add(request.request_id)
-        self.scheduler.add(request, self.clock())
+        self.scheduler.add(self._with_eos(request), self.clock())
+
+    def _with_eos(self, request: Request) -> Request:
+        """The request with the model's own ends among its stop tokens, where they are to be heeded."""
+        eos_token_ids, sampling = self.config.model.eos_token_ids, request.sampling
+        if sampling.ignore_eos or not eos_token_ids:
+            return request
+        stop_token_ids = tuple(dict.fromkeys((*sampling.stop_token_ids, *eos_token_ids)))
+        return replace(request, sampling=replace(sampling, stop_token_ids=stop_token_ids))
 
     def abort(self, request_id: int) -> RequestRecord | None:
         """Drop a request and free its memory; None when it is not here (any more)."""
@@ -267,7 +284,7 @@ class Engine:
 
     def _warm_up_with(self, num_requests: int, prompt_length: int, longest: int) -> None:
         prompt = [index % self.config.model.vocab_size for index in range(prompt_length)]
-        requests = [Request(-1 - index, prompt, SamplingParams(max_tokens=2)) for index in range(num_requests)]
+        requests = [Request(-1 - index, prompt, _WARM_UP) for index in range(num_requests)]
         if 0 < prompt_length <= longest and self.memory.can_ever_hold(requests[0]):
             for request in requests:
                 self.add_request(request)
@@ -279,7 +296,7 @@ class Engine:
         """Time a prefill of so many tokens, or of as many as are possible, and the swap of as many blocks."""
         num_tokens = max(num_tokens, 1)
         prompt = [index % self.config.model.vocab_size for index in range(num_tokens)]
-        self.add_request(Request(-1, prompt, SamplingParams(max_tokens=1)))
+        self.add_request(Request(-1, prompt, replace(_WARM_UP, max_tokens=1)))
         prefill_ns = 0
         while self.has_unfinished:
             record = self.step().record
@@ -287,46 +304,3 @@ class Engine:
         num_blocks = min(max(num_tokens // self.block_size, 1), self.config.num_host_blocks)
         swap_ns = self.runner.time_swap(num_blocks)
         return PreemptionCosts(prefill_ns / num_tokens, swap_ns / (num_blocks * self.block_size))
-
-    def _check(self, request: Request) -> None:
-        config, sampling = self.config, request.sampling
-        num_prompt, where = len(request.prompt_token_ids), f"request {request.request_id}"
-        if request.request_id in self._live_request_ids:
-            raise RequestError(f"{where} is here already; give every request an id of its own")
-        if num_prompt < 1 or sampling.max_tokens < 1:
-            raise RequestError(
-                f"{where} has {num_prompt} prompt tokens and max_tokens {sampling.max_tokens}; both must be at least 1"
-            )
-        if num_prompt + sampling.max_tokens > config.max_length:
-            raise RequestError(
-                f"{where} has {num_prompt} prompt tokens and up to {sampling.max_tokens} output tokens, more than"
-                f" max_length {config.max_length}; raise --max-length"
-            )
-        if not 1 <= sampling.num_sequences <= config.max_running:
-            raise RequestError(
-                f"{where} asks for {sampling.num_sequences} sequences (n {sampling.n}, beam_width"
-                f" {sampling.beam_width}); between 1 and max_running {config.max_running} can run"
-            )
-        if not 0 <= sampling.temperature < math.inf:
-            raise RequestError(f"{where} has temperature {sampling.temperature}; it must be 0 or more, and finite")
-        if sampling.beam_width > 1:
-            if sampling.early_stopping not in get_args(EarlyStopping):
-                known = ", ".join(get_args(EarlyStopping))
-                raise RequestError(f"{where} has early_stopping {sampling.early_stopping!r}; known: {known}")
-            if sampling.n > sampling.beam_width:
-                raise RequestError(f"{where} asks for n = {sampling.n} hypotheses of {sampling.beam_width} beams")
-            if not self.memory.can_fork:
-                raise RequestError(f"{where} wants beam search, which {config.memory} cannot do; use paged")
-        smallest, largest = _bounds(request.prompt_token_ids)
-        if not 0 <= smallest <= largest < config.model.vocab_size:
-            raise RequestError(f"{where} has a token id outside the vocabulary of {config.model.vocab_size}")
-        if not self.memory.can_ever_hold(request):
-            raise RequestError(f"{where} does not fit the pool of {config.num_slots} slots; raise --kv-memory")
-
-
-def _bounds(token_ids: Sequence[int]) -> tuple[int, int]:
-    """The smallest and the largest id; a packed prompt is not unpacked for it."""
-    if isinstance(token_ids, array):
-        numbers = np.asarray(token_ids)
-        return int(numbers.min()), int(numbers.max())
-    return min(token_ids), max(token_ids)

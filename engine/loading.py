@@ -10,16 +10,18 @@ from pbench.engine.errors import ConfigError
 from pbench.engine.model import Model
 from pbench.engine.model_config import FP8
 from pbench.engine.runner import Runner
+from pbench.engine.text_stream import Decode
 from pbench.engine.weights import load_weights, random_weights
 from pbench.kernels.launch import FP8_CAPABILITY
 
 
-def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
+def load_engine(config: EngineConfig, weights: str | None = None, decode: Decode | None = None) -> Engine:
     """Load the model, allocate the pool, and put an engine around them.
 
     Args:
         config: what to run.
         weights: a Hugging Face folder with safetensors; None for random weights from ``config.seed``.
+        decode: see ``Engine``.
 
     Raises:
         ConfigError: the device is not there, or the pool cannot hold the smallest request.
@@ -37,4 +39,4 @@ def load_engine(config: EngineConfig, weights: str | None = None) -> Engine:
         random_weights(model, config.seed)
     else:
         load_weights(model, Path(weights))
-    return Engine(config, Runner(config, model))
+    return Engine(config, Runner(config, model), decode=decode)

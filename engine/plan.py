@@ -4,20 +4,34 @@ from array import array
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from pbench.engine.beam_search import Candidate
+from pbench.engine.candidate import Candidate, ScoredToken
 
-# What a step chooses for a sample: a token, or for a beam its candidates, most likely first.
-Choice: TypeAlias = int | list[Candidate]
+# What a step chooses for a sample: a token, with or without its score, or for a beam its candidates, most likely first.
+Choice: TypeAlias = int | ScoredToken | list[Candidate]
+
+
+class SampleOptions(NamedTuple):
+    """What choosing a token takes beyond a temperature; see ``SamplingParams``."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_logprobs: int | None = None
 
 
 class Sample(NamedTuple):
-    """One token to choose from a sequence's last logits. ``seq_id`` receives it."""
+    """One token to choose from the last logits of what a sequence computes. ``seq_id`` receives it.
+
+    The same in every step, but for ``history``, so that it need not be made anew.
+    """
 
     seq_id: int
     temperature: float  # 0 is greedy
     seed: int
-    position: int  # of the token to be chosen, in its sequence
     num_candidates: int = 0  # more than 0: a beam, which wants its most likely tokens instead of one
+    options: SampleOptions | None = None  # None for most
+    history: "array[int] | None" = None  # all tokens so far, where the runner is to learn them for a penalty
 
 
 class PlannedSequence(NamedTuple):
@@ -28,12 +42,17 @@ class PlannedSequence(NamedTuple):
     token_ids: "array[int]"  # the tokens to compute, from position ``start`` on; negative: see ``placeholder``
     table_start: int  # the runner replaces its table of this sequence from this entry on ...
     table_entries: list[int]  # ... by these: physical block numbers, or the base slot of the one extent
-    samples: tuple[Sample, ...]  # empty when the prompt goes on in a later step
+    samples: tuple[Sample, ...]  # of the token at ``end``; empty when the prompt goes on in a later step
 
     @property
     def num_tokens(self) -> int:
         """Tokens to compute in this step."""
         return len(self.token_ids)
+
+    @property
+    def end(self) -> int:
+        """The position of the token after them, which is what samples choose."""
+        return self.start + len(self.token_ids)
 
 
 def placeholder(sample_index: int) -> int:

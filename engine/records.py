@@ -5,7 +5,11 @@ All KV quantities are in slots (room for one token's K and V in every layer).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
+
+from pbench.engine.candidate import ScoredToken
+
+FinishReason: TypeAlias = Literal["stop", "length"]  # a stop token or text, or max_tokens
 
 NUM_SHARER_BINS = 6
 
@@ -50,6 +54,11 @@ class TokenOutput(NamedTuple):
     request_id: int
     sample_index: int  # which of the request's n samples, or hypotheses (best first)
     token_id: int
+    # What is known of its text now, or "": a character may take several tokens, and what may begin a stop string is
+    # held until it is known not to. The texts of a sequence's tokens, one after the other, are its text.
+    text: str = ""
+    score: ScoredToken | None = None  # its log-probabilities, where they were asked for
+    finish_reason: FinishReason | None = None  # of a sequence's last token
 
 
 @dataclass(frozen=True, slots=True)

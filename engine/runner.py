@@ -12,7 +12,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.model import Model
 from pbench.engine.model_config import FP8
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
-from pbench.engine.sampling import Choices, beam_candidates, choose_tokens
+from pbench.engine.sampling import Choices, TokenChooser, beam_candidates, token_scores
 from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
 from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
@@ -50,6 +50,7 @@ class Runner:
         )
         self._swapper = Swapper(self.pool, config.num_host_blocks) if config.num_host_blocks else None
         self._batches = Batches(config, self.pool)
+        self._chooser = TokenChooser(config.max_running, shape.vocab_size, self.device)
         self._graphs: StepGraphs | None = None
         self._decode_sizes: list[int] = []  # that graphs were captured for
         self._mixed_sizes: list[int] = []
@@ -59,6 +60,7 @@ class Runner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> Choices:
         """See ``pbench.engine.engine.StepRunner``."""
+        self._chooser.seen.release(plan.released)
         step = self._batches.take(plan)
         if self._swapper is not None:
             self._swapper.run(plan.swaps)
@@ -80,16 +82,18 @@ class Runner:
             else:
                 num_decodes = plan.num_decodes
                 logits = self._of_samples(outputs[:num_decodes], plan)
-                if len(samples) == num_decodes and all(s.temperature == 0 and not s.num_candidates for s in samples):
-                    return Choices(self._batches.chosen[:num_decodes], {})
+                if len(samples) == num_decodes and all(
+                    s.temperature == 0 == s.num_candidates and not s.options for s in samples
+                ):
+                    return Choices(self._batches.chosen[:num_decodes])
         chosen = self._batches.chosen[: len(samples)]
-        chosen.copy_(choose_tokens(logits, samples))
-        return Choices(chosen, beam_candidates(logits, samples))
+        chosen.copy_(self._chooser.choose(logits, plan.sequences))
+        return Choices(chosen, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
 
     def memory_bytes(self) -> dict[str, int]:
         """See ``pbench.engine.engine.StepRunner``."""
         buffers = sum(buffer.nbytes for buffer in self.model.buffers())
-        buffers += self._batches.num_bytes
+        buffers += self._batches.num_bytes + self._chooser.seen.nbytes
         return {
             "weights": self.weights_bytes,
             "pool": self.pool.nbytes,
@@ -117,6 +121,7 @@ class Runner:
         if self.device.type != "cuda":
             return
         layouts = self._layouts_to_capture()
+        self._chooser.warm_up(self.model.dtype)
         if self.config.has_cuda_graphs:
             torch.cuda.synchronize()
             num_reserved = torch.cuda.memory_reserved(self.device)

@@ -1,32 +1,185 @@
-"""Choosing from logits: greedily, by temperature with a seed per sequence, or the candidates of beams."""
+"""Choosing from logits: a token for every sample, its log-probabilities where they are wanted, or beams' candidates."""
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pbench.engine.beam_search import Candidate
-from pbench.engine.plan import Choice, Sample
+from pbench.engine.candidate import Candidate, ScoredToken
+from pbench.engine.plan import Choice, PlannedSequence, Sample, SampleOptions
 from pbench.engine.transfers import Readback, to_device
+from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens, noise_keys
 
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_NO_OPTIONS = SampleOptions()
+_LOWEST_TEMPERATURE = 1e-6  # as good as none, and no logit over it is infinite
 
 
 class Choices:
     """What a step chooses, on its way to the host."""
 
-    def __init__(self, tokens: Tensor, candidates: dict[int, tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        candidates: dict[int, tuple[Tensor, Tensor]] | None = None,
+        scores: "TokenScores | None" = None,
+    ) -> None:
         self._tokens = Readback(tokens)
-        self._candidates = candidates  # of beams, by row: log-probabilities and token ids, most likely first
+        self._candidates = candidates or {}  # of beams, by row: log-probabilities and token ids, most likely first
+        self._scores = scores
 
     def tolist(self) -> list[Choice]:
         """Wait for the step; the choice of every row."""
         choices: list[Choice] = self._tokens.tolist()
         for row, (log_probs, token_ids) in self._candidates.items():
-            pairs = zip(token_ids.tolist(), log_probs.tolist(), strict=True)
-            choices[row] = [Candidate(token_id, log_prob) for token_id, log_prob in pairs]
+            choices[row] = _candidates(token_ids.tolist(), log_probs.tolist())
+        if self._scores is not None:
+            for row, log_prob, top in self._scores.by_row():
+                token_id = choices[row]
+                assert isinstance(token_id, int), "a beam has no score"
+                choices[row] = ScoredToken(token_id, log_prob, top)
         return choices
 
 
-def beam_candidates(logits: Tensor, samples: list[Sample]) -> dict[int, tuple[Tensor, Tensor]]:
+class TokenScores:
+    """Log-probabilities on their way to the host: of the tokens that some rows chose, and of their most likely ones."""
+
+    def __init__(self, logits: Tensor, tokens: Tensor, num_top_by_row: dict[int, int]) -> None:
+        """Enqueue them.
+
+        Args:
+            logits: (num_rows, vocab_size), any float dtype.
+            tokens: (num_rows,), what each row chose.
+            num_top_by_row: the rows that want log-probabilities, and of how many of the most likely tokens.
+        """
+        self._num_top_by_row = num_top_by_row
+        rows = to_device(list(num_top_by_row), torch.int64, logits.device)
+        log_probs = logits[rows].float().log_softmax(dim=-1)
+        top = log_probs.topk(max(num_top_by_row.values()), dim=-1)
+        self._log_probs = Readback(log_probs.gather(1, tokens[rows, None]).squeeze(1))
+        self._top_log_probs, self._top_token_ids = Readback(top.values), Readback(top.indices)
+
+    def by_row(self) -> list[tuple[int, float, list[Candidate]]]:
+        """Wait for them: each row, the log-probability of its token, and its most likely tokens."""
+        tops = zip(self._top_token_ids.tolist(), self._top_log_probs.tolist(), strict=True)
+        return [
+            (row, log_prob, _candidates(token_ids[:num_top], log_probs[:num_top]))
+            for (row, num_top), log_prob, (token_ids, log_probs) in zip(
+                self._num_top_by_row.items(), self._log_probs.tolist(), tops, strict=True
+            )
+        ]
+
+
+class SeenTokens:
+    """Which tokens the prompt and the output of penalised sequences hold, on the device.
+
+    A sequence's tokens are uploaded once, with its first sample; what it chooses afterwards is marked on the device
+    by the choice itself. The marks of a sequence take a byte for each token of the vocabulary, from the first
+    penalised sequence on.
+    """
+
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self.marks: Tensor | None = None  # (num_rows, vocab_size) uint8
+        self._shape = (num_rows, vocab_size)
+        self._device = device
+        self._row_by_seq_id: dict[int, int] = {}
+        self._free_rows = list(range(num_rows - 1, -1, -1))
+
+    @property
+    def nbytes(self) -> int:
+        """Of device memory."""
+        return 0 if self.marks is None else self.marks.nbytes
+
+    def release(self, seq_ids: Sequence[int]) -> None:
+        """Forget sequences, known or not."""
+        if self._row_by_seq_id:
+            for seq_id in seq_ids:
+                row = self._row_by_seq_id.pop(seq_id, None)
+                if row is not None:
+                    self._free_rows.append(row)
+
+    def row(self, sample: Sample) -> int:
+        """The row of a penalised sequence; uploads its tokens where the sample has them."""
+        if sample.history is not None:
+            if self.marks is None:
+                self.marks = torch.zeros(self._shape, dtype=torch.uint8, device=self._device)
+            if sample.seq_id not in self._row_by_seq_id:
+                self._row_by_seq_id[sample.seq_id] = self._free_rows.pop()
+            marks = self.marks[self._row_by_seq_id[sample.seq_id]]
+            marks.zero_()
+            marks[to_device(sample.history, torch.int64, self._device)] = 1
+        return self._row_by_seq_id[sample.seq_id]
+
+
+class TokenChooser:
+    """Chooses a token for every sample of a step, one step after the other."""
+
+    def __init__(self, max_sequences: int, vocab_size: int, device: torch.device) -> None:
+        self.seen = SeenTokens(max_sequences, vocab_size, device)
+        self._vocab_size = vocab_size
+        self._device = device
+
+    def choose(self, logits: Tensor, sequences: Sequence[PlannedSequence]) -> Tensor:
+        """Choose, without waiting for the device.
+
+        Args:
+            logits: (num_samples, vocab_size), any float dtype.
+            sequences: of the plan, with a sample for each row in all; a beam's is chosen greedily, and of no use.
+
+        Returns:
+            int64 (num_samples,).
+        """
+        samples = [sample for seq in sequences for sample in seq.samples]
+        if is_greedy(samples):
+            return logits.argmax(dim=-1)
+        positions = [seq.end for seq in sequences for _ in seq.samples]
+        # One upload: the keys, then the rules as float64.
+        host = torch.empty((1 + NUM_RULES, len(samples)), dtype=torch.int64, pin_memory=logits.is_cuda)
+        host[0] = noise_keys([sample.seed for sample in samples], positions)
+        host[1:].view(torch.float64)[:] = torch.tensor([self._rules(s) for s in samples], dtype=torch.float64).T
+        packed = host.to(logits.device, non_blocking=True)
+        return choose_tokens(logits, packed[0], packed[1:].view(torch.float64), self.seen.marks)
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile what chooses from logits of ``dtype``, with and without penalties."""
+        logits = torch.zeros((1, self._vocab_size), dtype=dtype, device=self._device)
+        keys = torch.zeros(1, dtype=torch.int64, device=self._device)
+        rules = to_device([[value] for value in (1, 1, 0.5, -math.inf, 2, 0)], torch.float64, self._device)
+        for marks in (None, torch.zeros((1, self._vocab_size), dtype=torch.uint8, device=self._device)):
+            choose_tokens(logits, keys, rules, marks)
+
+    def _rules(self, sample: Sample) -> tuple[float, ...]:
+        """In the order of ``pbench.kernels.choose_tokens``."""
+        top_k, top_p, min_p, penalty, _ = sample.options or _NO_OPTIONS
+        return (
+            1 / max(sample.temperature, _LOWEST_TEMPERATURE) if sample.temperature else 0,
+            top_k,
+            top_p,
+            math.log(min_p) if min_p else -math.inf,
+            penalty,
+            self.seen.row(sample) if penalty != 1 else -1,
+        )
+
+
+def is_greedy(samples: Sequence[Sample]) -> bool:
+    """Whether every sample takes the most likely token, or is a beam."""
+    return all(
+        sample.temperature == 0 and (sample.options is None or sample.options.repetition_penalty == 1)
+        for sample in samples
+    )
+
+
+def token_scores(logits: Tensor, tokens: Tensor, samples: Sequence[Sample]) -> TokenScores | None:
+    """The log-probabilities that some samples want, of the ``tokens`` chosen from ``logits``; None if none does."""
+    wanted = {
+        row: sample.options.num_logprobs
+        for row, sample in enumerate(samples)
+        if sample.options is not None and sample.options.num_logprobs is not None
+    }
+    return TokenScores(logits, tokens, wanted) if wanted else None
+
+
+def beam_candidates(logits: Tensor, samples: Sequence[Sample]) -> dict[int, tuple[Tensor, Tensor]]:
     """The candidates of every row that a beam samples: their log-probabilities and token ids, most likely first.
 
     Args:
@@ -46,55 +199,5 @@ def beam_candidates(logits: Tensor, samples: list[Sample]) -> dict[int, tuple[Te
     return candidates
 
 
-def choose_tokens(logits: Tensor, samples: list[Sample]) -> Tensor:
-    """Choose one token per row.
-
-    Temperature t > 0 samples softmax(logits / t) by the Gumbel-max trick (Gumbel 1954; Maddison et al., "A* Sampling",
-    NeurIPS 2014): argmax(logits / t + g), where g depends on (seed, position, token) alone, so that what else is in
-    the batch changes nothing.
-
-    Args:
-        logits: (num_samples, vocab_size), any float dtype.
-        samples: one per row.
-
-    Returns:
-        int64 (num_samples,).
-
-    """
-    tokens = logits.argmax(dim=-1)
-    rows = [row for row, sample in enumerate(samples) if sample.temperature > 0]
-    if rows:
-        chosen = [samples[row] for row in rows]
-        device = logits.device
-        temperature = to_device([sample.temperature for sample in chosen], torch.float64, device)
-        keys = to_device([_mix_int((s.seed << 32) ^ s.position) for s in chosen], torch.int64, device)
-        index = torch.arange(logits.shape[-1], device=device)
-        bits = _mix(keys[:, None] + index * _signed(_GOLDEN_GAMMA))
-        uniform = ((bits >> 11) & ((1 << 53) - 1)).double().add_(0.5).mul_(2.0**-53)
-        noise = uniform.log_().neg_().log_().neg_()
-        row_ids = to_device(rows, torch.int64, device)
-        tokens[row_ids] = (logits[row_ids].double() / temperature[:, None] + noise).argmax(dim=-1)
-    return tokens
-
-
-def _mix(x: Tensor) -> Tensor:
-    """The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) on int64, wrapping."""
-    x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)
-    return x ^ _shift_right(x, 31)
-
-
-def _mix_int(x: int) -> int:
-    x = (x + _GOLDEN_GAMMA) % 2**64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) % 2**64
-    return _signed(x ^ (x >> 31))
-
-
-def _shift_right(x: Tensor, num_bits: int) -> Tensor:
-    """Logical shift: torch's >> on int64 keeps the sign."""
-    return (x >> num_bits) & ((1 << (64 - num_bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    return x - 2**64 if x >= 2**63 else x
+def _candidates(token_ids: list[int], log_probs: list[float]) -> list[Candidate]:
+    return [Candidate(token_id, log_prob) for token_id, log_prob in zip(token_ids, log_probs, strict=True)]

@@ -11,14 +11,17 @@ computes one token more, and what it samples is dropped.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from pbench.engine.beam_search import Hypothesis
+from pbench.engine.candidate import ScoredToken
 from pbench.engine.draft import Expected, StepCounts, StepDraft
 from pbench.engine.memory import KVMemory, Swapping
 from pbench.engine.plan import Choice, StepPlan, Swaps
-from pbench.engine.records import RequestRecord, TokenOutput
+from pbench.engine.records import FinishReason, RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
+from pbench.engine.text_stream import Decode, TextStream
 
 
 class Scheduler:
@@ -33,11 +36,13 @@ class Scheduler:
         is_prefill_chunked: bool = True,
         swapping: Swapping | None = None,
         slot_bytes: int = 1,
+        decode: Decode | None = None,
     ) -> None:
         self.memory = memory
         self.swapping = swapping  # the memory, if preempted requests may be swapped out
         self.is_swapping = swapping is not None  # and whether they are
         self.slot_bytes = slot_bytes
+        self.decode = decode  # token ids to text, where text is wanted at all
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         self.is_prefill_chunked = is_prefill_chunked
@@ -69,11 +74,17 @@ class Scheduler:
         """Put a request at the end of the queue."""
         sequences = []
         for sample_index in range(1 if request.sampling.beam_width > 1 else request.sampling.n):
-            sequences.append(Sequence(self._next_seq_id, request, sample_index))
+            text = None if request.sampling.beam_width > 1 else self._text_stream(request)
+            sequences.append(Sequence(self._next_seq_id, request, sample_index, text))
             self._next_seq_id += 1
         state = RequestState(request, sequences, added_ns)
         state.start_again(can_fork=self.memory.can_fork)
         self.waiting.append(state)
+
+    def _text_stream(self, request: Request) -> TextStream | None:
+        if self.decode is None or not request.sampling.detokenize:
+            return None
+        return TextStream(self.decode, request.sampling.stop)
 
     def reset(self) -> int:
         """Start counting steps anew, and return how many there were. Nothing may wait or run."""
@@ -85,7 +96,7 @@ class Scheduler:
     def abort(self, request_id: int) -> RequestState | None:
         """Drop a request wherever it stands, and free what it holds; None when it is not here."""
         for state in self.states():
-            if state.request.request_id == request_id:
+            if state.request_id == request_id:
                 for seq in list(state.unfinished):
                     self._end(state, seq)
                 for seq in state.sequences:  # those that ended but for their last tokens
@@ -134,19 +145,33 @@ class Scheduler:
                 continue
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
-            if isinstance(choice, int):
-                seq.token_ids[position] = choice
-                seq.num_pending_tokens -= 1
-                state.num_output_tokens += 1
-                tokens.append(TokenOutput(state.request.request_id, seq.sample_index, choice))
-                if position == seq.final_kv_tokens or choice in seq.request.sampling.stop_token_ids:
-                    self._end(state, seq)
-                    touched[state.request.request_id] = state
-                elif position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
-                    self.memory.commit(seq)  # it fills a block, as was planned when it was not known
+            score: ScoredToken | None = None
+            if choice.__class__ is not int:
+                if isinstance(choice, list):
+                    state.beam_rows[seq.seq_id] = choice
+                    touched[state.request_id] = state
+                    continue
+                assert isinstance(choice, ScoredToken)
+                score = choice
+                choice = score.token_id
+            seq.token_ids[position] = choice
+            seq.num_pending_tokens -= 1
+            state.num_output_tokens += 1
+            reason: FinishReason | None = None
+            if position == seq.final_kv_tokens or choice in seq.stop_token_ids:
+                reason = "stop" if choice in seq.stop_token_ids else "length"
+            if seq.text is None and score is None and reason is None:  # as for most tokens
+                tokens.append(TokenOutput(state.request_id, seq.sample_index, choice))
             else:
-                state.beam_rows[seq.seq_id] = choice
-                touched[state.request.request_id] = state
+                text = ""
+                if seq.text is not None:
+                    text, reason = _advance_text(seq.text, choice, reason)
+                tokens.append(TokenOutput(state.request_id, seq.sample_index, choice, text, score, reason))
+            if reason is not None:
+                self._end(state, seq)
+                touched[state.request_id] = state
+            elif position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
+                self.memory.commit(seq)  # it fills a block, as was planned when it was not known
         finished: list[RequestState] = []
         for state in touched.values():
             if len(state.beam_rows) == len(state.unfinished) > 0:
@@ -159,7 +184,7 @@ class Scheduler:
     def record(self, state: RequestState, status: str, now_ns: int) -> RequestRecord:
         """The record of a request that leaves, or of one that is still here."""
         return RequestRecord(
-            request_id=state.request.request_id,
+            request_id=state.request_id,
             status=status,
             arrival_ns=state.request.arrival_ns,
             added_ns=state.added_ns,
@@ -303,11 +328,18 @@ class Scheduler:
             return []
         best = state.beam_search.hypotheses[: state.request.sampling.n]
         state.num_output_tokens = sum(len(hypothesis.token_ids) for hypothesis in best)
-        return [
-            TokenOutput(state.request.request_id, rank, token_id)
-            for rank, hypothesis in enumerate(best)
-            for token_id in hypothesis.token_ids
-        ]
+        return [token for rank, hypothesis in enumerate(best) for token in self._tell(state, rank, hypothesis)]
+
+    def _tell(self, state: RequestState, rank: int, hypothesis: Hypothesis) -> Iterator[TokenOutput]:
+        request_id, stream = state.request_id, self._text_stream(state.request)
+        *others, last = hypothesis.token_ids
+        for token_id in others:
+            yield TokenOutput(request_id, rank, token_id, "" if stream is None else stream.feed(token_id))
+        text = ""
+        reason: FinishReason = "stop" if last in state.request.sampling.stop_token_ids else "length"
+        if stream is not None:
+            text, _ = _advance_text(stream, last, reason)
+        yield TokenOutput(request_id, rank, last, text, None, reason)
 
     def _fork_beam(self, state: RequestState, parent: Sequence) -> Sequence:
         child = Sequence(self._next_seq_id, state.request)
@@ -344,8 +376,7 @@ class Scheduler:
         state.is_swapped = True
         for seq in state.active:
             state.kv_slot_ns += self.memory.take_cost(seq)
-            seq.num_writable_tokens = seq.num_table_entries_sent = 0
-            self._released.append(seq.seq_id)
+            self._forget(seq)
         return True
 
     def _free(self, state: RequestState) -> None:
@@ -378,9 +409,22 @@ class Scheduler:
         if self.memory.holds(seq):
             self.memory.free(seq)
             state.kv_slot_ns += self.memory.take_cost(seq)
-        self._released.append(seq.seq_id)
+        self._forget(seq)
         seq.num_computed_tokens = 0
+
+    def _forget(self, seq: Sequence) -> None:
+        """Let the runner forget the sequence: if it comes again, then with all that the runner must know of it."""
+        self._released.append(seq.seq_id)
         seq.num_writable_tokens = seq.num_table_entries_sent = 0
+        seq.is_history_sent = False
+
+
+def _advance_text(stream: TextStream, token_id: int, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
+    """Feed a sequence's next token; its text, and why the sequence ends if it does. A stop token has no text."""
+    text = "" if reason == "stop" else stream.feed(token_id)
+    if reason is not None and not stream.is_stopped:
+        text += stream.finish()
+    return text, "stop" if stream.is_stopped else reason
 
 
 def _num_sequences(state: RequestState) -> int:

@@ -2,8 +2,11 @@
 
 from array import array
 
-from pbench.engine.beam_search import BeamSearch, Candidate
+from pbench.engine.beam_search import BeamSearch
+from pbench.engine.candidate import Candidate
+from pbench.engine.plan import Sample
 from pbench.engine.request import Request
+from pbench.engine.text_stream import TextStream
 
 
 class Sequence:
@@ -23,6 +26,7 @@ class Sequence:
     __slots__ = (
         "final_kv_tokens",
         "has_new_entries",
+        "is_history_sent",
         "is_open",
         "max_computed_tokens",
         "num_computed_tokens",
@@ -31,19 +35,28 @@ class Sequence:
         "num_table_entries_sent",
         "num_writable_tokens",
         "request",
+        "sample",
         "sample_index",
+        "samples",
         "seq_id",
+        "stop_token_ids",
+        "text",
         "token_ids",
     )
 
-    def __init__(self, seq_id: int, request: Request, sample_index: int = 0) -> None:
+    def __init__(self, seq_id: int, request: Request, sample_index: int = 0, text: TextStream | None = None) -> None:
+        sampling = request.sampling
         self.seq_id = seq_id
         self.request = request
         self.sample_index = sample_index
+        self.text = text  # None: nobody wants any
+        self.sample = Sample(seq_id, sampling.temperature, sampling.seed + sample_index, 0, sampling.options())
+        self.samples = (self.sample,)  # of a plan where nothing but its next token is wanted of it
+        self.stop_token_ids = sampling.stop_token_ids
         self.token_ids = array("i", request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         # Tokens whose KV it will hold at its end; the last sampled token's KV is never computed.
-        self.final_kv_tokens = self.num_prompt_tokens + request.sampling.max_tokens - 1
+        self.final_kv_tokens = self.num_prompt_tokens + sampling.max_tokens - 1
         self.is_open = True  # until it has given out its last token, or was dropped
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0  # at its end: sampled by steps that still run
@@ -51,6 +64,7 @@ class Sequence:
         self.num_writable_tokens = 0  # up to here its slots are its own: no growth is needed for them
         self.num_table_entries_sent = 0  # of its table, the runner knows these leading entries
         self.has_new_entries = False  # its table may have others behind them
+        self.is_history_sent = False  # the runner knows its tokens, if a penalty needs them
 
     @property
     def num_tokens(self) -> int:
@@ -86,12 +100,14 @@ class RequestState:
         "num_prefix_hit_tokens",
         "num_recomputed_tokens",
         "request",
+        "request_id",
         "sequences",
         "unfinished",
     )
 
     def __init__(self, request: Request, sequences: list[Sequence], added_ns: int) -> None:
         self.request = request
+        self.request_id = request.request_id
         self.sequences = sequences
         self.unfinished = list(sequences)  # those that a step may still plan, the leader first
         self.num_open_sequences = len(sequences)  # those that will give out further tokens

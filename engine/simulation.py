@@ -4,7 +4,7 @@ import math
 from functools import cache
 from typing import NamedTuple
 
-from pbench.engine.beam_search import Candidate
+from pbench.engine.candidate import Candidate, ScoredToken
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.plan import Choice, Sample, StepPlan, placeholder
@@ -85,9 +85,9 @@ class SimulatedRunner:
                 assert isinstance(chosen, int), "a step was planned ahead of beams"
                 token_id = chosen
             if len(samples) == 1:
-                choices.append(choose(token_id, samples[0]))
+                choices.append(choose(token_id, start + count, samples[0]))
             else:
-                choices += [choose(token_id, sample) for sample in samples]
+                choices += [choose(token_id, start + count, sample) for sample in samples]
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
         work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots)
         num_swapped = len(plan.swaps.out) + len(plan.swaps.back)
@@ -106,13 +106,16 @@ class SimulatedRunner:
     def warm_up(self) -> None:
         """There is nothing to prepare."""
 
-    def _choose(self, token_id: int, sample: Sample) -> Choice:
-        _, temperature, seed, position, num_candidates = sample
+    def _choose(self, token_id: int, position: int, sample: Sample) -> Choice:
+        _, temperature, seed, num_candidates, options, _ = sample
         mixed = token_id * _TOKEN_FACTOR + position * _POSITION_FACTOR + (seed if temperature else 0) * _SEED_FACTOR
         chosen = (mixed ^ mixed >> 16) % self._vocab_size
-        if num_candidates == 0:
+        if num_candidates:
+            return self._candidates(chosen, num_candidates)
+        if options is None or options.num_logprobs is None:
             return chosen
-        return self._candidates(chosen, num_candidates)
+        candidates = self._candidates(chosen, max(options.num_logprobs, 1))
+        return ScoredToken(chosen, candidates[0].log_prob, candidates[: options.num_logprobs])
 
     def _candidates(self, best: int, count: int) -> list[Candidate]:
         """Candidates of a beam by a power law from ``best`` on: some beams survive a step, others fork.

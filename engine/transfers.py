@@ -14,7 +14,7 @@ from torch import Tensor
 Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[Any]]"
 
 
-def to_device(values: Sequence[float] | Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of ``values`` on the device, without waiting for what runs there."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -39,6 +39,7 @@ def sampling_params(request: "WorkloadRequest", seed: int) -> SamplingParams:
         seed=seed,
         n=request.n,
         beam_width=request.beam_width,
+        ignore_eos=True,
     )
 
 

@@ -6,7 +6,7 @@ lengths drawn with the means of its datasets. No model runs: a step takes the ti
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from pbench.engine.config import EngineConfig
@@ -159,9 +159,9 @@ def _requests(workload: Workload, decoding: Decoding, num_sequences: int) -> Ite
     vocab_size = load_model_config(MODEL).vocab_size
     for request in workload.requests:
         tokens = prompt_token_ids(request, vocab_size=vocab_size, seed=workload.seed)
-        sampling = SamplingParams(max_tokens=request.output_length, beam_width=num_sequences)
+        sampling = SamplingParams(request.output_length, beam_width=num_sequences, ignore_eos=True)
         if decoding == "sampling":
-            sampling = SamplingParams(request.output_length, temperature=1.0, seed=workload.seed, n=num_sequences)
+            sampling = replace(sampling, beam_width=1, n=num_sequences, temperature=1.0, seed=workload.seed)
         yield Request(request.request_id, tokens, sampling)
 
 

@@ -67,9 +67,8 @@ class ToyRunner:
         chosen = []
         for seq in plan.sequences:
             context = [self.pool[self.slot(seq.seq_id, p)] for p in range(seq.start + len(seq.token_ids))]
-            for sample in seq.samples:
-                assert sample.position == len(context)
-                chosen.append(next_token(context, sample.seed))
+            assert seq.end == len(context)
+            chosen += [next_token(context, sample.seed) for sample in seq.samples]
         self.chosen = chosen
         return chosen
 

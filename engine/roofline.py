@@ -3,7 +3,7 @@
 Williams, Waterman, Patterson, "Roofline: an insightful visual performance model for multicore architectures", CACM
 52(4), 2009. A step is bound by memory or by arithmetic, whichever takes longer, and has a fixed cost beside it::
 
-    step time = overhead + max(bytes / bandwidth, FLOPs / rate)
+    step time = overhead + max(bytes / bandwidth, FLOPs / rate, least time of a step with prompts, where it has some)
 
     bytes   weights, once a step, without the embedding, of which a step reads single rows
             + KV read: the whole context of every sequence, once
@@ -17,7 +17,7 @@ A token after n others sees n + 1 keys. Prompt chunks are causal: c tokens after
 The activations are left out: a step's are small beside its weights and KV, and fused kernels keep them on the chip.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pbench.engine.config import EngineConfig
@@ -82,6 +82,7 @@ class StepWork:
     num_context_tokens: int  # whose KV is read: each sequence's context, the tokens of this step included
     num_pairs: int  # of a query and a key that it sees
     num_copied_slots: int
+    has_prompts: bool = False  # some sequence computes several tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +92,15 @@ class Speed:
     bandwidth_bytes_per_s: float
     flops_per_s: float
     overhead_ns: int
+    prompt_step_ns: int = 0  # a step with prompts takes at least so long beside it: it is launched kernel by kernel
 
     def __post_init__(self) -> None:
         for name in ("bandwidth_bytes_per_s", "flops_per_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        if self.overhead_ns < 0:
-            raise ConfigError(f"overhead_ns is {self.overhead_ns}; it must not be negative")
+        for name in ("overhead_ns", "prompt_step_ns"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
 
     @classmethod
     def of(cls, hardware: HardwareProfile, overhead_ns: int) -> "Speed":
@@ -106,7 +109,11 @@ class Speed:
 
     def at(self, efficiency: float) -> "Speed":
         """The same for an engine that reaches that share of bandwidth and rate."""
-        return Speed(self.bandwidth_bytes_per_s * efficiency, self.flops_per_s * efficiency, self.overhead_ns)
+        return replace(
+            self,
+            bandwidth_bytes_per_s=self.bandwidth_bytes_per_s * efficiency,
+            flops_per_s=self.flops_per_s * efficiency,
+        )
 
 
 class Roofline:
@@ -142,4 +149,7 @@ class Roofline:
         """Duration of a step in nanoseconds, at least 1."""
         speed = self.speed
         bound_s = max(self.step_bytes(work) / speed.bandwidth_bytes_per_s, self.step_flops(work) / speed.flops_per_s)
-        return max(1, speed.overhead_ns + round(bound_s * 1e9))
+        bound_ns = round(bound_s * 1e9)
+        if work.has_prompts and bound_ns < speed.prompt_step_ns:
+            bound_ns = speed.prompt_step_ns
+        return max(1, speed.overhead_ns + bound_ns)

@@ -89,7 +89,8 @@ class SimulatedRunner:
             else:
                 choices += [choose(token_id, start + count, sample) for sample in samples]
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
-        work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots)
+        has_prompts = plan.num_decodes < len(plan.sequences)
+        work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots, has_prompts)
         num_swapped = len(plan.swaps.out) + len(plan.swaps.back)
         duration_ns = self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2
         self._last = _Choices(choices, max(self._clock(), self._last.end_ns) + duration_ns, self._clock)

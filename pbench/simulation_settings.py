@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pbench.ceilings import Ceilings, read_ceilings
 from pbench.defaults import GPU_DEFAULTS
@@ -14,6 +14,9 @@ from pbench.errors import UsageError
 from pbench.job import EngineOptions, WorkloadChoice
 from pbench.settings import DEFAULT_ENGINES, RunOptions, Settings, check_fits, engine_options
 from pbench.units import format_bytes, parse_bytes, printable
+
+if TYPE_CHECKING:
+    from pbench.machine_fit import MachineFit
 
 DEFAULT_MODEL = "llama-8b"
 DEFAULT_GPU = "h200"
@@ -36,7 +39,8 @@ class SimulationOptions:
     bandwidth: float | None = None  # GB/s
     flops: float | None = None  # TFLOP/s
     efficiency: float = 1.0
-    step_overhead: float = DEFAULT_OVERHEAD_US  # microseconds
+    step_overhead: float | None = None  # microseconds
+    like: Path | None = None  # the folder of a run whose machine is simulated
     dtype: str = "bfloat16"
     kv_dtype: str = "auto"
     block_size: int | None = None
@@ -59,10 +63,13 @@ class SimulationSettings:
     is_sweep: bool
     hardware: Mapping[str, Any]
     speed: Speed
+    fit: "MachineFit | None" = None  # where the speed was fitted to a run
 
     def lines(self) -> Iterator[str]:
         """The settings for a person, before the simulation starts."""
         yield from self.sizes[0].lines()
+        if self.fit is not None:
+            yield self.fit.line()
         if self.is_sweep:
             yield f"capacity sweep: {', '.join(format_bytes(size.engines[0].kv_memory_bytes) for size in self.sizes)}"
 
@@ -72,10 +79,13 @@ class SimulationSettings:
         speed = self.speed
         measured_on = self.hardware["ceilings_of"]
         source = self.hardware["gpu"] if measured_on is None else f"measured on {measured_on}"
+        if self.fit is not None:
+            source = f"fitted to {self.fit.source}"
+        prompts = f", with prompts at least {speed.prompt_step_ns / 1e6:.3g} ms" if speed.prompt_step_ns else ""
         return (
-            f"simulated, not measured: a step takes {speed.overhead_ns / 1e3:g} us and the longer of its bytes over"
-            f" {speed.bandwidth_bytes_per_s / 1e9:,.0f} GB/s and its FLOPs over {speed.flops_per_s / 1e12:,.3g} TFLOP/s"
-            f" ({source})"
+            f"simulated, not measured: a step takes {speed.overhead_ns / 1e3:,.4g} us and the longer of its bytes over"
+            f" {speed.bandwidth_bytes_per_s / 1e9:,.4g} GB/s and its FLOPs over {speed.flops_per_s / 1e12:,.3g} TFLOP/s"
+            f"{prompts} ({source})"
         )
 
 
@@ -90,7 +100,12 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
     """
     hardware = find_hardware(options.gpu)
     ceilings = None if options.ceilings is None else read_ceilings(options.ceilings)
-    speed = _speed(options, hardware, ceilings)
+    fit = None
+    if options.like is None:
+        speed = _speed(options, hardware, ceilings)
+    else:
+        fit = _fit(options, options.like, hardware)
+        speed = fit.speed.at(options.efficiency)
     sizes = _kv_memory_bytes(options, hardware)
     engines = [_engines(options, choice, size) for size in sizes]
     choice = replace(choice, max_length=engines[0][0].max_length)
@@ -109,13 +124,26 @@ def resolve_simulation(options: SimulationOptions, choice: WorkloadChoice) -> Si
             "bandwidth_bytes_per_s": speed.bandwidth_bytes_per_s,
             "flops_per_s": speed.flops_per_s,
             "step_overhead_ns": speed.overhead_ns,
+            "prompt_step_ns": speed.prompt_step_ns,
+            "like": fit and fit.source,
         },
         speed=speed,
+        fit=fit,
     )
 
 
+def _fit(options: SimulationOptions, folder: Path, hardware: HardwareProfile) -> "MachineFit":
+    from pbench.machine_fit import fit_machine
+
+    for name in ("ceilings", "bandwidth", "flops", "step_overhead"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--like fits the machine to a run; leave out --{name.replace('_', '-')}, or --like")
+    return fit_machine(folder, Speed.of(hardware, 0))
+
+
 def _speed(options: SimulationOptions, hardware: HardwareProfile, ceilings: Ceilings | None) -> Speed:
-    speed = Speed.of(hardware, round(options.step_overhead * 1e3))
+    overhead_us = DEFAULT_OVERHEAD_US if options.step_overhead is None else options.step_overhead
+    speed = Speed.of(hardware, round(overhead_us * 1e3))
     if ceilings is not None:
         if options.bandwidth is not None or options.flops is not None:
             raise UsageError("--ceilings measured both; leave out --bandwidth and --flops, or --ceilings")

@@ -94,10 +94,14 @@ Exit codes:
 @click.option(
     "--step-overhead",
     type=click.FloatRange(min=0),
-    default=DEFAULT_OVERHEAD_US,
-    show_default=True,
     metavar="MICROSECONDS",
-    help="What every step costs beside its roofline.",
+    help=f"What every step costs beside its roofline.  [default: {DEFAULT_OVERHEAD_US:g}]",
+)
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="RUN",
+    help="The machine of that run of `pbench run`: overhead, bandwidth and rate that fit its steps.",
 )
 @click.option(
     "--dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16", show_default=True, help="Of weights, KV."

@@ -193,6 +193,11 @@ class PagedMemory:
         """See ``KVMemory.take_cost``."""
         return self._spent_ns.pop(seq.seq_id, 0.0) * self.block_size
 
+    @property
+    def num_held_slots(self) -> int:
+        """Slots of the blocks that sequences hold, shared ones once."""
+        return (self.num_blocks - self._pool.num_available) * self.block_size
+
     def num_slots_held(self, seq: Sequence) -> int:
         """See ``KVMemory.num_slots_held``."""
         return len(self._tables[seq.seq_id].block_ids) * self.block_size

@@ -6,7 +6,7 @@ Williams, Waterman, Patterson, "Roofline: an insightful visual performance model
     step time = overhead + max(bytes / bandwidth, FLOPs / rate, least time of a step with prompts, where it has some)
 
     bytes   weights, once a step, without the embedding, of which a step reads single rows
-            + KV read: the whole context of every sequence, once
+            + KV read: the whole context of every sequence, and with a prefix cache what several of them share once
             + KV written: the slots of the tokens computed
             + blocks copied on write, read and written
     FLOPs   2 for each weight of the layers and each token computed
@@ -79,7 +79,7 @@ class StepWork:
 
     num_tokens: int  # computed
     num_samples: int
-    num_context_tokens: int  # whose KV is read: each sequence's context, the tokens of this step included
+    num_context_tokens: int  # whose KV is read, that of this step included; what several sequences share may count once
     num_pairs: int  # of a query and a key that it sees
     num_copied_slots: int
     has_prompts: bool = False  # some sequence computes several tokens

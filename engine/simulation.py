@@ -7,6 +7,7 @@ from typing import NamedTuple
 from pbench.engine.candidate import Candidate, ScoredToken
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
+from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, Sample, StepPlan, placeholder
 from pbench.engine.roofline import Roofline, Speed, StepWork
 
@@ -68,6 +69,11 @@ class SimulatedRunner:
         self._roofline = roofline
         self._clock = clock
         self._last = _Choices([], 0, clock)
+        self._sharing: PagedMemory | None = None
+
+    def read_shared_once(self, memory: PagedMemory) -> None:
+        """Let steps read KV that several sequences share once for all of them, as attention on a GPU does."""
+        self._sharing = memory
 
     def launch(self, plan: StepPlan) -> "_Choices":
         """Start a step when the one before has run."""
@@ -88,6 +94,8 @@ class SimulatedRunner:
                 choices.append(choose(token_id, start + count, samples[0]))
             else:
                 choices += [choose(token_id, start + count, sample) for sample in samples]
+        if self._sharing is not None:
+            num_context = min(num_context, self._sharing.num_held_slots)
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
         has_prompts = plan.num_decodes < len(plan.sequences)
         work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots, has_prompts)
@@ -145,4 +153,7 @@ def simulated_engine(config: EngineConfig, speed: Speed) -> tuple[Engine, Simula
     """
     clock = SimulatedClock()
     runner = SimulatedRunner(config, Roofline(config, speed), clock)
-    return Engine(config, runner, clock), clock
+    engine = Engine(config, runner, clock)
+    if isinstance(engine.memory, PagedMemory) and config.is_prefix_cached:
+        runner.read_shared_once(engine.memory)
+    return engine, clock

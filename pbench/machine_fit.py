@@ -194,10 +194,12 @@ def _work(engine: "EngineResult", steps: "pd.DataFrame", requests: "pd.DataFrame
     roofline = Roofline(EngineConfig(model, max_length=1, dtype=config["dtype"]), Speed(1, 1, 0))
     pairs_per_token = _pairs_per_prompt_token(requests)
     context = steps["token_state"] + steps["shared_saved"]
+    reads_shared_once = engine.spec == "paged" and config["is_prefix_cached"]  # as the simulated engine does
+    num_read = steps["token_state"] if reads_shared_once else context
     num_prompt, num_decode = steps["num_prefill_tokens"], steps["num_decode_tokens"]
     num_copied = steps["num_copied_blocks"] * engine.pool["block_size"] + steps["num_moved_slots"]
     num_pairs = (context + num_prompt * pairs_per_token).round().astype(int)
-    columns = (num_prompt + num_decode, steps["num_output_tokens"], context, num_pairs, num_copied, num_prompt > 0)
+    columns = (num_prompt + num_decode, steps["num_output_tokens"], num_read, num_pairs, num_copied, num_prompt > 0)
     works = [StepWork(*values) for values in zip(*columns, strict=True)]
     start_ns, end_ns = (steps[name].to_numpy(np.int64) for name in ("start_ns", "end_ns"))
     is_swapping = (steps["num_swapped_out_blocks"] + steps["num_swapped_in_blocks"]).to_numpy() > 0

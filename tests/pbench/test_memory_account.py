@@ -11,7 +11,8 @@ KNOWN = {"weights": 1000, "pool": 5000, "buffers": 30, "graphs": 70}
 
 
 def samples(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(DEVICE_COLUMNS)).astype(DEVICE_COLUMNS)
+    owned = [{"engine": "paged", "repeat": 1} | row for row in rows]
+    return pd.DataFrame(owned, columns=list(DEVICE_COLUMNS)).astype(DEVICE_COLUMNS)
 
 
 def test_the_parts_sum_to_the_peak_of_the_gpu() -> None:

@@ -20,8 +20,8 @@ def test_hits_are_counted_where_they_lie_on_the_way_of_a_prompt() -> None:
     requests = pd.DataFrame({"request_id": [3, 2, 1, 0], "num_prefix_hit_tokens": [0, 6, 12, 0]})
     table = prefix_hits(paths, requests, "paged")[list(PREFIX_COLUMNS)]
     assert table.to_dict("records") == [
-        {"engine": "paged", "prefix": 0, "parent": -1, "start": 0, "num_tokens": 8, "num_requests": 3}
+        {"engine": "paged", "repeat": 1, "prefix": 0, "parent": -1, "start": 0, "num_tokens": 8, "num_requests": 3}
         | {"num_hit_requests": 2, "hit_tokens": 14},
-        {"engine": "paged", "prefix": 1, "parent": 0, "start": 8, "num_tokens": 4, "num_requests": 2}
+        {"engine": "paged", "repeat": 1, "prefix": 1, "parent": 0, "start": 8, "num_tokens": 4, "num_requests": 2}
         | {"num_hit_requests": 1, "hit_tokens": 4},
     ]

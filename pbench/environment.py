@@ -70,6 +70,12 @@ def gpu_environment(device: "torch.device", nvml: NvmlDevice | None) -> dict[str
     }
 
 
+def own_process() -> dict[str, Any]:
+    """The process that calls, so that a reader of its record can tell whether it still lives."""
+    process = psutil.Process()
+    return {"host": platform.node(), "id": process.pid, "created_s": process.create_time()}
+
+
 def container_limits(root: Path) -> dict[str, float | int | None]:
     """What the control groups mounted at ``root`` (version 2, else 1) let this process have; None: no limit."""
     cores: float | None = None

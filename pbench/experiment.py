@@ -15,13 +15,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pbench.aggregation import aggregate
+from pbench.disk_reserve import DiskReserve
+from pbench.environment import own_process
+from pbench.errors import RunFailedError
 from pbench.job import ENGINE_FACTORY, EngineOptions, Job, WorkloadChoice
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
 from pbench.tables import Tables, read_journal, write_tables
-from pbench.units import slug
+from pbench.units import display_path, slug
 from pbench.validity_run import check_run
 from pbench.worker_process import WorkerProcess
 
@@ -62,6 +65,8 @@ class Experiment:
         self._environment = dict(plan.environment) | {"gpu": None}
         self._tables: list[Tables] = []
         self._journals: list[Path] = []
+        self._is_storage_broken = False
+        self._reserve = DiskReserve(plan.folder)
         self._engines = [EngineResult(options.memory, "running", config=asdict(options)) for options in plan.engines]
 
     def run(self) -> RunResult:
@@ -70,11 +75,10 @@ class Experiment:
         SIGINT and SIGTERM end the repeat that runs just now, keep what it measured, and start no further one.
         """
         plan = self._plan
-        (plan.folder / JOURNAL_FOLDER).mkdir()
         self._write()
         with self._signals():
             for position, (index, number) in enumerate(schedule(len(plan.engines), plan.num_repeats)):
-                if self._is_interrupted:
+                if self._is_interrupted or self._is_storage_broken:
                     break
                 repeat = self._run_repeat(index, number, position)
                 repeats = (*self._engines[index].repeats, repeat)
@@ -83,8 +87,15 @@ class Experiment:
                 self._write()
         self._engines = [self._ended(engine) for engine in self._engines]
         self._write()
-        write_prefix_hits(self._plan.folder, self._plan.workload)
-        shutil.rmtree(self._plan.folder / JOURNAL_FOLDER)
+        if not self._is_storage_broken:  # else the journals hold the only copy of what was measured
+            try:
+                write_prefix_hits(plan.folder, plan.workload)
+            except OSError as error:
+                note = f"there is no table of shared prefixes: {self._storage_broke(error)}"
+                self._engines = [replace(engine, notes=(*engine.notes, note)) for engine in self._engines]
+                self._write()
+            shutil.rmtree(plan.folder / JOURNAL_FOLDER)
+        self._reserve.release()
         return self._result()
 
     def _ended(self, engine: EngineResult) -> EngineResult:
@@ -97,6 +108,19 @@ class Experiment:
         return replace(engine, status=status, reason="; ".join(filter(None, (engine.reason, missing))))
 
     def _run_repeat(self, index: int, number: int, position: int) -> Repeat:
+        """Run one repeat; one whose files cannot be written has failed, and says so in what is left of the folder."""
+        started_at = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            return replace(self._play(index, number), position=position, started_at=started_at)
+        except OSError as error:
+            return Repeat(number, "failed", self._storage_broke(error), position, started_at)
+
+    def _storage_broke(self, error: OSError) -> str:
+        """Note that the folder takes no more, and say so."""
+        self._is_storage_broken = True
+        return f"{display_path(self._plan.folder)} cannot be written: {error.strerror or error}"
+
+    def _play(self, index: int, number: int) -> Repeat:
         from pbench.memory_account import account_memory
         from pbench.metrics import sampling_of, summarise
         from pbench.validity import Evidence, check_repeat
@@ -106,9 +130,8 @@ class Experiment:
         spec = options.memory
         name = slug(spec) if plan.num_repeats == 1 else f"{slug(spec)}-{number}"
         journal = plan.folder / JOURNAL_FOLDER / name
-        journal.mkdir()
+        journal.mkdir(parents=True)
         self._journals.append(journal)
-        started_at = datetime.now(UTC).isoformat(timespec="seconds")
         job = Job(
             journal=str(journal),
             engine=options,
@@ -148,8 +171,11 @@ class Experiment:
             self._view.end(status)
         tables = read_journal(journal, spec, number)
         self._tables.append(tables)
-        write_tables(plan.folder, self._tables)
-        gather_pool_maps(plan.folder, self._journals)
+        try:
+            write_tables(plan.folder, self._tables)
+            gather_pool_maps(plan.folder, self._journals)
+        except OSError as error:
+            outcome = outcome._replace(status="failed", reason=self._storage_broke(error))
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
         summary = summarise(tables, pool, plan.targets_ms)
@@ -171,8 +197,6 @@ class Experiment:
             repeat=number,
             status=outcome.status,
             reason=outcome.reason,
-            position=position,
-            started_at=started_at,
             memory=account_memory(memory, tables.device) if memory else {},
             summary=summary.values,
             samples=summary.samples,
@@ -195,12 +219,26 @@ class Experiment:
             | {"sample_interval_s": plan.sample_interval_s, "timeout_s": plan.timeout_s}
             | {"num_repeats": plan.num_repeats, "targets_ms": dict(plan.targets_ms)},
             environment=self._environment,
+            process=own_process(),
             engines=tuple(self._engines),
             checks=check_run(self._engines, plan.workload.record()),
         )
 
     def _write(self) -> None:
-        write_result(self._plan.folder, self._result())
+        """Write run.json; on a full disk into the room that was kept for it.
+
+        Raises:
+            RunFailedError: it cannot be written at all.
+
+        """
+        try:
+            try:
+                write_result(self._plan.folder, self._result())
+            except OSError:
+                self._reserve.release()
+                write_result(self._plan.folder, self._result())
+        except OSError as error:
+            raise RunFailedError(self._storage_broke(error)) from error
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

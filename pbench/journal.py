@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +79,7 @@ class JournalFile:
         self._clock_ns = clock_ns
         self._lock = threading.Lock()
         self._rows: list[Sequence[Any]] = [list(columns)]
+        self._is_broken = False
         self._flushed_ns = clock_ns() - FLUSH_INTERVAL_NS
         self.flush_if_due()
 
@@ -94,16 +96,18 @@ class JournalFile:
 
     def close(self) -> None:
         """Flush and close."""
-        self._flush()
-        self._stream.close()
+        with closing(self._stream):
+            self._flush()
 
     def _flush(self) -> None:
         with self._lock:
             self._flushed_ns = self._clock_ns()
-            if self._rows:
+            if self._rows and not self._is_broken:
+                self._is_broken = True  # a row that is cut in half must be the last
                 self._stream.write("".join(f"{_encode(row)}\n" for row in self._rows))
                 self._stream.flush()
                 self._rows.clear()
+                self._is_broken = False
 
 
 class Journal:
@@ -177,11 +181,10 @@ class Journal:
         self._requests.flush_if_due()
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self._tokens.close()
-        self._steps.close()
-        self._requests.close()
-        self._device.close()
+        """Flush and close the files: all of them, whatever happens to one."""
+        with ExitStack() as files:
+            for file in (self._tokens, self._steps, self._requests, self._device):
+                files.callback(file.close)
 
     def __enter__(self) -> Self:
         return self

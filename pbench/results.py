@@ -27,9 +27,10 @@ Records of version 2 are read as if every engine had run once.
 
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -177,6 +178,8 @@ TOKEN_COLUMNS = {
     "sequence": "int16",  # which of the request's
     "step": "int32",  # that gave it out; the token's time is the step's end
 }
+
+_CLOCK_S = 1.0  # by which two readings of a process's start may differ
 
 # Columns that tables of an earlier version lack, and what stands for them.
 _SUBSTITUTES = {
@@ -477,6 +480,7 @@ class RunResult:
     environment: Mapping[str, Any]
     engines: tuple[EngineResult, ...]
     checks: tuple[Check, ...] = ()  # of the engines against each other
+    process: Mapping[str, Any] = field(default_factory=dict)  # that wrote the record: host, id, created_s
     schema_version: int = SCHEMA_VERSION
 
 
@@ -527,6 +531,7 @@ def read_result(folder: Path) -> RunResult:
     Raises:
         ResultError: it is missing, not JSON, of another schema version, or lacks a field.
 
+    A run that says "running" while its process is gone is read as failed: nobody was left to write it.
     """
     path = folder / "run.json"
     try:
@@ -544,9 +549,35 @@ def read_result(folder: Path) -> RunResult:
     try:
         engines = tuple(map(_engine, data.pop("engines")))
         checks = tuple(Check(**check) for check in data.pop("checks", ()))
-        return RunResult(**(data | {"command": tuple(data["command"])}), engines=engines, checks=checks)
+        result = RunResult(**(data | {"command": tuple(data["command"])}), engines=engines, checks=checks)
     except (KeyError, TypeError) as error:
         raise ResultError(f"{path} is not a complete record: {error}") from error
+    return _buried(result) if result.status == "running" and _is_dead(result.process) else result
+
+
+def _is_dead(process: Mapping[str, Any]) -> bool:
+    """Whether the process was of this machine and is no more; False where that cannot be told."""
+    import psutil
+
+    if process.get("host") != platform.node():
+        return False
+    try:
+        # Ids are given again: one of a younger process is not the same.
+        return bool(abs(psutil.Process(process["id"]).create_time() - process["created_s"]) > _CLOCK_S)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def _buried(result: RunResult) -> RunResult:
+    """The record of a run whose process was killed before it could write how it ended."""
+    reason = "pbench itself was killed; what it had measured of this repeat is in the folder's .journal"
+    engines = (
+        replace(engine, status="failed", reason=reason) if engine.status == "running" else engine
+        for engine in result.engines
+    )
+    return replace(result, status="failed", engines=tuple(engines))
 
 
 def _engine(data: Mapping[str, Any]) -> EngineResult:

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,7 +116,8 @@ def _guarded(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
     except (EngineError, WorkloadError, WorkloadChangedError) as error:
         return Outcome("failed", str(error))
     except Exception as error:
-        traceback.print_exc()
+        with suppress(OSError):  # the log is on the disk that may just have become full
+            traceback.print_exc()
         return Outcome("failed", _describe(error))
 
 

@@ -13,6 +13,8 @@ from pbench.errors import RunFailedError
 from pbench.units import display_path, slug
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pbench.results import RunResult
 
 EXIT_INTERRUPTED = 130
@@ -142,9 +144,17 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     print_comparison(result, console)
     console.print()
     console.print(f"run:    {display_path(plan.folder)}", markup=False, soft_wrap=True)
-    if not asked.no_report:
-        console.print(f"report: {display_path(_write_report(plan.folder))}", markup=False, soft_wrap=True)
-    _end(ctx, result)
+    _end(ctx, result, [] if asked.no_report else _report(plan.folder, console))
+
+
+def _report(folder: Path, console: "Console") -> list[str]:
+    """Write the report and say where it is; returns why it could not be written, if so."""
+    try:
+        path = _write_report(folder)
+    except OSError as error:
+        return [f"the report could not be written: {error.strerror or error}"]
+    console.print(f"report: {display_path(path)}", markup=False, soft_wrap=True)
+    return []
 
 
 def _write_report(folder: Path) -> Path:
@@ -161,10 +171,12 @@ def _write_report(folder: Path) -> Path:
     return path
 
 
-def _end(ctx: click.Context, result: "RunResult") -> None:
+def _end(ctx: click.Context, result: "RunResult", problems: list[str]) -> None:
     """Turn how the engines ended into the exit code: an interruption first, it is why the rest is missing."""
     if any(engine.status == "interrupted" for engine in result.engines):
         ctx.exit(EXIT_INTERRUPTED)
     failed = [f"{engine.spec}: {engine.reason}" for engine in result.engines if engine.status == "failed"]
     if failed:
-        raise RunFailedError(f"{len(failed)} of {len(result.engines)} engines failed: {'; '.join(failed)}")
+        problems = [f"{len(failed)} of {len(result.engines)} engines failed: {'; '.join(failed)}", *problems]
+    if problems:
+        raise RunFailedError("; ".join(problems))

@@ -68,7 +68,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
     ) -> RunResult:
         settings = resolve(options)
         folder = tmp_path / "run"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         plan = ExperimentPlan(
             folder=folder,
             run_id="test",

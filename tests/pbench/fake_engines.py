@@ -15,6 +15,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.loading import load_engine
 from pbench.engine.plan import StepPlan
+from pbench.nvml import NvmlDevice
 
 NUM_GOOD_STEPS = 5
 
@@ -50,6 +51,22 @@ def exiting(config: EngineConfig, weights: str | None) -> Engine:
 
 def hanging(config: EngineConfig, weights: str | None) -> Engine:
     return _failing(config, weights, lambda: time.sleep(600))
+
+
+def without_nvml_half_way(config: EngineConfig, weights: str | None) -> Engine:
+    """The worker finds an NVML, which loses its GPU at the fourth sample."""
+    from test_nvml import FakeNvml
+
+    import __main__  # the worker
+
+    class Library(FakeNvml):
+        def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:  # noqa: N802
+            if self.calls.count("nvmlDeviceGetMemoryInfo") == 3:
+                self.broken["nvmlDeviceGetMemoryInfo"] = self.NVMLError_GpuIsLost("GPU is lost")
+            return super().nvmlDeviceGetMemoryInfo(handle)
+
+    __main__._open_nvml = lambda device: (NvmlDevice.open("aaaa", Library()), None)
+    return slow(config, weights)
 
 
 def _failing(config: EngineConfig, weights: str | None, fail: Callable[[], None]) -> Engine:

@@ -1,9 +1,13 @@
 """Whole runs with the tiny engine on the CPU: complete ones, and those that end badly."""
 
+import errno
 import os
+import shutil
 import signal
+import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 
 from pbench.results import METRICS, EngineResult, Run, RunResult
 from pbench.settings import RunOptions, resolve
+from pbench.tables import read_journal
 
 RunExperiment = Callable[..., RunResult]
 
@@ -206,3 +211,70 @@ def test_a_workload_that_changes_under_the_run_is_noticed(
     assert contiguous.status == "failed"
     assert contiguous.reason is not None
     assert "changed since the run began" in contiguous.reason
+
+
+@pytest.mark.usefixtures("fake_engines_path")
+def test_nvml_that_is_lost_half_way_costs_its_figures_only(
+    options: RunOptions, run_experiment: RunExperiment, tmp_path: Path
+) -> None:
+    result = run_experiment(replace(options, engines=("paged",)), engine_factory="fake_engines:without_nvml_half_way")
+    (engine,) = result.engines
+    assert (result.status, engine.summary["num_finished"]) == ("complete", 12)
+    assert [note for note in engine.notes if "NVML failed while the engine ran (GPU is lost)" in note]
+    device = Run(tmp_path / "run").device()
+    assert list(device["source"].head(4)) == ["nvml"] * 4
+    assert set(device["source"].iloc[4:]) == {"process"}
+    assert device["process_rss_bytes"].notna().all()
+
+
+def test_tables_that_cannot_be_written_fail_the_run_and_leave_the_journal(
+    options: RunOptions, run_experiment: RunExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pbench.experiment.write_tables", refuse)
+    result = run_experiment(options)
+    paged, contiguous = result.engines
+    assert Run(tmp_path / "run").result == result
+    assert (result.status, paged.status) == ("failed", "failed")
+    assert paged.reason is not None
+    assert paged.reason.endswith("run cannot be written: No space left on device")
+    assert (contiguous.status, contiguous.reason) == ("interrupted", "not started")
+    assert paged.summary["num_finished"] == 12  # what it measured is summed up all the same
+    assert len(read_journal(tmp_path / "run" / ".journal" / "paged", "paged").requests) == 12
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of one MiB where the run is to go."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.usefixtures("fake_engines_path")
+def test_a_disk_that_fills_up_leaves_a_readable_folder_with_the_true_status(
+    options: RunOptions, run_experiment: RunExperiment, small_disk: Path
+) -> None:
+    progress: list[Mapping[str, Any]] = []
+
+    def fill(engine: str, event: Mapping[str, Any]) -> None:
+        progress.append(event)
+        if len(progress) == 8:
+            with (small_disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+                while True:
+                    filler.write(bytes(512))
+
+    result = run_experiment(options, on_event=fill, engine_factory="fake_engines:slow")
+    read = Run(small_disk)
+    assert read.result == result
+    paged, contiguous = read.result.engines
+    assert (result.status, paged.status, contiguous.status) == ("failed", "failed", "interrupted")
+    assert paged.reason is not None
+    assert "No space left on device" in paged.reason
+    assert len(read_journal(small_disk / ".journal" / "paged", "paged").steps) > 0

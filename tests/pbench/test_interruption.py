@@ -84,7 +84,12 @@ def test_a_killed_harness_leaves_no_worker_and_a_readable_journal(
     psutil.wait_procs([worker], timeout=20)
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
     folder = tmp_path / "run"
-    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"  # nobody was left to write another
+    result = Run(folder).result
+    paged, contiguous = result.engines
+    assert (result.status, paged.status, contiguous.status) == ("failed", "failed", "failed")
+    assert paged.reason is not None
+    assert "was killed" in paged.reason
     tables = read_journal(folder / ".journal" / "paged", "paged")
     assert len(tables.steps) >= 5
     assert len(tables.requests) == 1024

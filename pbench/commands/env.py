@@ -51,6 +51,7 @@ def _look_at_gpu() -> tuple[dict[str, Any] | None, dict[str, str]]:
         "memory clock": nvml.memory_clock_mhz,
         "temperature": nvml.temperature_c,
         "throttle reasons": nvml.throttle_reasons,
+        "processes": nvml.compute_processes,
     }.items():
         is_missing = read() is None
         measurable[quantity] = f"no: {nvml.lost or 'not supported by this GPU'}" if is_missing else "yes"

@@ -12,6 +12,7 @@ import pytest
 from pbench.aggregation import aggregate
 from pbench.experiment import schedule
 from pbench.results import (
+    DEVICE_COLUMNS,
     STEP_COLUMNS,
     Check,
     EngineResult,
@@ -19,12 +20,18 @@ from pbench.results import (
     Repeat,
     Run,
     RunResult,
+    Sampling,
     SteadyState,
     WarmUp,
     read_result,
     write_result,
 )
 from pbench.settings import RunOptions
+
+NEW_IN_3 = (
+    *("repeat", "torch_inactive_bytes", "device_process_bytes", "num_foreign_processes"),
+    *("host_used_bytes", "host_cpu_pct", "process_cpu_pct", "host_swapped_bytes"),
+)
 
 
 def repeat(number: int, speed: float | None, **fields: Any) -> Repeat:
@@ -100,6 +107,7 @@ def test_every_field_survives_the_file(tmp_path: Path) -> None:
         samples={"ttft_ms_p50": 9},
         warm_up=WarmUp(1.5, None),
         steady=SteadyState(1, 2),
+        sampling=Sampling(0.1, 5, 0.1, None),
         checks=(Check("name", "warn", "seen", 1.0, "%"),),
         notes=("note",),
     )
@@ -133,6 +141,14 @@ def test_a_record_of_version_2_is_read_as_one_repeat(tmp_path: Path) -> None:
     assert read.values("output_tokens_per_s") == (7.0,)
     assert read.typical_repeat == 1
     assert run.steps()["repeat"].tolist() == [1]
+    old = {name: kind for name, kind in DEVICE_COLUMNS.items() if name not in NEW_IN_3}
+    pd.DataFrame([{"engine": "paged", "time_ns": 5, "source": "nvml"}], columns=list(old)).to_parquet(
+        tmp_path / "device.parquet"
+    )
+    device = run.device()
+    assert list(device.columns) == list(DEVICE_COLUMNS)
+    assert device[[name for name in NEW_IN_3 if name != "repeat"]].isna().all(axis=None)
+    assert run.tokens().empty
 
 
 def test_a_repeated_run_keeps_every_repeat_and_its_rows(

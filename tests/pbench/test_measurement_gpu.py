@@ -133,7 +133,7 @@ def test_sampling_costs_less_than_one_percent_of_the_throughput(
         engines=("paged",),
         device="cuda",
         model="llama-1b",
-        workload="uniform256",
+        workload="uniform",
         overrides=(),
         kv_memory="8GiB",
         max_length=2048,

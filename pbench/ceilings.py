@@ -24,14 +24,14 @@ class Ceilings:
         return max(num_bytes / self.copy_bytes_per_s, flops / self.matrix_flops_per_s) * 1e6
 
 
-def read_ceilings(path: Path) -> Ceilings:
-    """The ceilings in a file that ``pbench kernels --json`` wrote.
+def read_ceilings(path: Path, option_name: str = "--ceilings") -> Ceilings:
+    """The ceilings in a file that ``pbench kernels --json`` wrote, and that the user gave with ``option_name``.
 
     Raises:
         UsageError: there is no such file, or no such ceilings in it.
 
     """
-    option = f"--ceilings {display_path(path)}"
+    option = f"{option_name} {display_path(path)}"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

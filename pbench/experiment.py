@@ -23,6 +23,7 @@ from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
+from pbench.step_cost import step_cost
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import display_path, slug
 from pbench.validity_run import check_run
@@ -67,7 +68,10 @@ class Experiment:
         self._journals: list[Path] = []
         self._is_storage_broken = False
         self._reserve = DiskReserve(plan.folder)
-        self._engines = [EngineResult(options.memory, "running", config=asdict(options)) for options in plan.engines]
+        self._engines = [
+            EngineResult(options.memory, "running", config=asdict(options), cost=step_cost(options.config()))
+            for options in plan.engines
+        ]
 
     def run(self) -> RunResult:
         """Run all engines and return the record, which is also in the folder.

@@ -442,6 +442,7 @@ class EngineResult:
     unsupported: tuple[str, ...] = ()  # Metric.name of percentiles that too few values support
     repeats: tuple[Repeat, ...] = ()  # those that were started, by Repeat.repeat; none of a simulation
     checks: tuple[Check, ...] = ()  # each with the worst outcome of its repeats
+    cost: Mapping[str, int] = field(default_factory=dict)  # of a step by arithmetic, see pbench.step_cost
 
     def values(self, name: str) -> tuple[float | int, ...]:
         """A metric of every complete repeat that measured it, in their order; of an engine without repeats its own."""

@@ -23,6 +23,7 @@ from pbench.live import View
 from pbench.pool_history import PoolHistory, gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
 from pbench.results import EngineResult, Run, RunResult, write_result
+from pbench.step_cost import step_cost
 from pbench.support import is_supported
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import slug
@@ -61,7 +62,8 @@ class Simulation:
         self._should_stop = should_stop
         self._tables: list[Tables] = []
         self._engines = [
-            EngineResult(options.memory, "running", config=self._config(options)) for options in plan.engines
+            EngineResult(options.memory, "running", config=self._config(options), cost=step_cost(options.config()))
+            for options in plan.engines
         ]
 
     def run(self) -> RunResult:
@@ -133,7 +135,10 @@ class Simulation:
         gather_pool_maps(plan.folder, (journal_folder.parent / slug(options.memory) for options in plan.engines))
         pool = {name: getattr(engine, name) for name in _POOL}
         return self._summarised(
-            EngineResult(spec, "running", None, self._config(options), pool), tables, status, reason
+            EngineResult(spec, "running", None, self._config(options), pool, cost=step_cost(options.config())),
+            tables,
+            status,
+            reason,
         )
 
     def _summarised(self, engine: EngineResult, tables: Tables, status: str, reason: str | None) -> EngineResult:

@@ -17,6 +17,7 @@ from pbench.reports.charts.partition import figure_2_panel, partition_panel
 from pbench.reports.charts.prefix_tree import prefix_tree_panel
 from pbench.reports.charts.progress import progress_panel
 from pbench.reports.charts.repeats import repeats_panel
+from pbench.reports.charts.roofline import roofline_panel
 from pbench.reports.charts.sharing import sharing_panel
 from pbench.reports.charts.steps import steps_panel
 from pbench.reports.charts.timeline import timeline_panel
@@ -25,6 +26,7 @@ from pbench.reports.checks import run_checks
 from pbench.reports.details import Difference, Fact, command_line, config_differences, facts, workload_facts
 from pbench.reports.embedding import Attachment, attachments
 from pbench.reports.glossary import GLOSSARY, Term
+from pbench.reports.roofline import NOTHING_KNOWN, Bench
 from pbench.reports.subjects import Subject, load_subjects
 from pbench.reports.summary import MetricRow, cards, metric_rows
 from pbench.reports.text import shorten
@@ -68,8 +70,8 @@ class Page:
     data: dict[str, Any]  # the figures of the summaries as the page's own script and tests read them
 
 
-def build_page(runs: Sequence[Run]) -> Page:
-    """Read ``runs`` and work out everything that is shown of them.
+def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN) -> Page:
+    """Read ``runs`` and work out everything that is shown of them; ``bench`` is what is known of their machines.
 
     Raises:
         ResultError: a run folder cannot be read.
@@ -94,6 +96,7 @@ def build_page(runs: Sequence[Run]) -> Page:
             latency_panel(drawn),
             timeline_panel(drawn),
             steps_panel(drawn),
+            roofline_panel(drawn, bench),
             device_panel(drawn),
             repeats_panel(drawn),
             capacity_panel(sweeps),

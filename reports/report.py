@@ -11,11 +11,14 @@ from pbench.reports.embedding import asset, content_security_policy, figure_bloc
 from pbench.reports.page import Page, build_page
 from pbench.reports.palette import dark_by_light, shade_variables
 from pbench.reports.reduction import METHOD
+from pbench.reports.roofline import NOTHING_KNOWN, Bench
 from pbench.reports.text import visible
 from pbench.results import Run
 
 
-def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inline") -> None:
+def render_report(
+    runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inline", bench: Bench = NOTHING_KNOWN
+) -> None:
     """Write one self-contained HTML page about every engine of ``runs`` to ``stream``.
 
     Args:
@@ -24,13 +27,14 @@ def render_report(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inlin
         stream: text, to be encoded as UTF-8.
         plotlyjs: "inline" (the page loads nothing from anywhere), "cdn" (plotly.js from plotly's own server, checked
             by its hash), or "directory" (plotly.min.js beside the page; the caller puts it there).
+        bench: what is known of the machines.
 
     Raises:
         ResultError: a run folder cannot be read.
         UsageError: another ``plotlyjs``.
 
     """
-    render_page(build_page(runs), stream, plotlyjs=plotlyjs)
+    render_page(build_page(runs, bench), stream, plotlyjs=plotlyjs)
 
 
 def render_page(page: Page, stream: TextIO, *, plotlyjs: str = "inline") -> None:

@@ -42,8 +42,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the files of --figures.",
 )
+@click.option(
+    "--kernels",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="What `pbench kernels --json FILE` measured on the same machine: the roofline's ceilings.",
+)
 def report(
-    runs: tuple[Path, ...], out: Path | None, is_opened: bool, plotlyjs: str, figures: Path | None, figure_format: str
+    runs: tuple[Path, ...],
+    out: Path | None,
+    is_opened: bool,
+    plotlyjs: str,
+    figures: Path | None,
+    figure_format: str,
+    kernels: Path | None,
 ) -> None:
     """Write one HTML page about every engine of RUN..., which are folders that `pbench run` made.
 
@@ -55,7 +67,7 @@ def report(
 
     path = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     check_out(out)
-    panels, labels, render = _gate_page(runs[0]) if _is_gate(runs) else _run_page(runs)
+    panels, labels, render = _gate_page(runs[0]) if _is_gate(runs) else _run_page(runs, kernels)
     drawn = write_figures(panels, labels, figures, figure_format) if figures is not None else []
     write_page(path, "report", partial(render, plotlyjs=plotlyjs), plotlyjs=plotlyjs, is_opened=is_opened)
     if figures is not None:
@@ -68,7 +80,8 @@ class _Page(NamedTuple):
     render: Callable[..., None]  # takes a stream and ``plotlyjs``
 
 
-def _run_page(folders: Sequence[Path]) -> _Page:
+def _run_page(folders: Sequence[Path], kernels: Path | None) -> _Page:
+    from pbench.machine_limits import known_limits
     from pbench.reports.page import build_page
     from pbench.reports.report import render_page
     from pbench.results import Run
@@ -76,7 +89,7 @@ def _run_page(folders: Sequence[Path]) -> _Page:
     runs = [Run(folder) for folder in folders]
     for run in runs:
         _ = run.result  # a path that is no run folder is refused before any table is read
-    page = build_page(runs)
+    page = build_page(runs, known_limits(runs, kernels))
     return _Page(page.panels, {subject.key: subject.label for subject in page.subjects}, partial(render_page, page))
 
 

@@ -158,12 +158,15 @@ def _report(folder: Path, console: "Console") -> list[str]:
 
 
 def _write_report(folder: Path) -> Path:
+    from pbench.machine_limits import known_limits
     from pbench.reports.report import render_report
     from pbench.results import Run, write_atomically
 
+    runs = [Run(folder)]
+
     def write(stream: BinaryIO) -> None:
         text = TextIOWrapper(stream, encoding="utf-8", write_through=True)
-        render_report([Run(folder)], text)
+        render_report(runs, text, bench=known_limits(runs))
         text.detach()  # the file is closed by who opened it
 
     path = folder / "report.html"

@@ -21,7 +21,7 @@ def steps_panel(subjects: Sequence[Subject]) -> Panel:
     active = [subject for subject in subjects if not subject.steps.empty]
     return Panel(
         "steps",
-        "Where steps' time went",
+        "The steps",
         "An engine computes in steps, each one pass of the model over every running request. Steps that compute prompts"
         " are long; a step that only generates grows slowly with the number of requests, which is why more requests"
         " together mean more tokens/s.",

@@ -38,6 +38,7 @@ MAX_LENGTH = 2048
 MAP_STRIDE = 7  # steps between two maps of the pool
 SHARED_TOKENS = 64  # every prompt begins with them; a multiple of BLOCK_SIZE
 WEIGHTS_BYTES = 1_300_000_000
+STEP_COST = {"weights_bytes": WEIGHTS_BYTES, "token_flops": 1_300_000_000, "sample_flops": 10**8, "pair_flops": 10**5}
 PARTITION = ("token_state", "reserved", "internal", "external", "cached", "free")
 
 Row = dict[str, Any]
@@ -290,6 +291,7 @@ class RunBuilder:
                 "block_size": BLOCK_SIZE,
                 "weights_bytes": WEIGHTS_BYTES,
             },
+            cost=STEP_COST,
         )
         peak = engine.summary["peak_device_used_bytes"] or engine.summary["peak_process_rss_bytes"]
         parts = {"weights": WEIGHTS_BYTES, "pool": NUM_SLOTS * SLOT_BYTES, "buffers": 5_000_000, "graphs": 0}

@@ -29,6 +29,7 @@ SECTIONS = (
     "latency",
     "timeline",
     "steps",
+    "roofline",
     "device",
     "comparison",
     "workload-charts",

@@ -23,7 +23,9 @@ _LONGEST_SAMPLING_GAP_S = 2.0
 
 
 def run_checks(subjects: Sequence[Subject]) -> list[Check]:
-    """All checks, failures first: those of the record, and those made here that it has not made itself.
+    """All checks, failures first: those of the record, and those between the engines that it has not made itself.
+
+    Of an older record, which has none, they are made here.
 
     Nothing is checked without an engine.
     """
@@ -40,7 +42,7 @@ def run_checks(subjects: Sequence[Subject]) -> list[Check]:
     several = (_same_workload, _same_work, _equal_pools)
     recorded = _recorded(subjects)
     names = {check.name for check in recorded}
-    own = [check(subjects) for check in (everyone + several if len(subjects) > 1 else everyone)]
+    own = [check(subjects) for check in (*(() if recorded else everyone), *(several if len(subjects) > 1 else ()))]
     return sorted(
         [*recorded, *(check for check in own if check.name not in names)],
         key=lambda check: OUTCOMES.index(check.outcome),

@@ -1,8 +1,12 @@
 """The words of the page, one line each."""
 
+import re
 from typing import NamedTuple
 
+from markupsafe import Markup, escape
+
 from pbench.reports.palette import KINDS
+from pbench.reports.text import visible
 from pbench.results import METRICS
 
 
@@ -18,6 +22,14 @@ _WORDS = (
     Term("block table", "a sequence's logical block numbers and where in the pool each block lies"),
     Term("extent", "a contiguous run of slots, the unit in which a contiguous memory reserves"),
     Term("KV", "keys and values of attention: what an engine keeps of every token so as not to compute it again"),
+    Term("copy-on-write", "a block that several sequences share is copied only when one of them writes into it"),
+    Term("decode", "computing one further token of a sequence whose prompt is done"),
+    Term("eviction", "a block kept only for the prefix cache is given up for new data"),
+    Term("interval", "where the mean of many more repeats would lie, with 95 % confidence (Student's t)"),
+    Term("p99", "the 99th percentile: all but one in a hundred are below it"),
+    Term("prefill", "computing the KV of a prompt's tokens, many in one step"),
+    Term("repeat", "one more run of the same engine with the same workload, in a fresh process"),
+    Term("step", "one pass of the model over all requests that run just then"),
     Term("pool", "all KV memory of an engine, allocated once when it starts"),
     Term("preemption", "a running request loses its KV because the pool is full, and is computed again later"),
     Term("prefix hit", "prompt tokens whose KV came from the cache instead of being computed"),
@@ -35,3 +47,20 @@ def _glossary() -> tuple[Term, ...]:
 
 
 GLOSSARY = _glossary()
+
+_MEANINGS = {term.word.casefold(): term.meaning for term in _WORDS}
+_MENTION = re.compile(rf"\b({'|'.join(sorted(map(re.escape, _MEANINGS), key=len, reverse=True))})(s?)\b", re.IGNORECASE)
+
+
+def explained(text: str) -> Markup:
+    """``text``, escaped, with every word of the glossary explained on hover where it first comes."""
+    told: set[str] = set()
+
+    def explain(match: re.Match[str]) -> str:
+        word = match[1].casefold()
+        if word in told:
+            return match[0]
+        told.add(word)
+        return f'<abbr title="{escape(_MEANINGS[word])}">{match[0]}</abbr>'
+
+    return Markup(_MENTION.sub(explain, str(escape(visible(text)))))

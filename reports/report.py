@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pbench.reports.embedding import asset, content_security_policy, figure_block, json_block, plotly_script
+from pbench.reports.glossary import explained
 from pbench.reports.page import Page, build_page
 from pbench.reports.palette import dark_by_light, shade_variables
 from pbench.reports.reduction import METHOD
@@ -79,4 +80,5 @@ def _environment() -> Environment:
     )
     environment.filters["json_block"] = json_block
     environment.filters["figure_block"] = figure_block
+    environment.filters["explained"] = explained
     return environment

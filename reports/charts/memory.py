@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
+from pbench.reports.charts.events import EVENTS, event_windows, mark_sizes
 from pbench.reports.charts.panel import Chart, Panel, Table, new_time_figure, plain, seconds
-from pbench.reports.palette import BLUE, DARK_GREY, GREEN, PURPLE, TEXT, VERMILLION, Shade
+from pbench.reports.palette import BLUE, DARK_GREY, GREEN, ORANGE, PURPLE, SURFACE, TEXT, VERMILLION, Shade
 from pbench.reports.quantity import byte_scale, format_quantity
 from pbench.reports.reduction import Floats, Ints, m4_rows
 from pbench.reports.subjects import Subject, floats
@@ -40,6 +41,7 @@ _SOURCES = (
     _Source("torch_allocated_bytes", "torch allocated", BLUE, "dot"),
     _Source("process_rss_bytes", "worker process (RSS)", VERMILLION, "dashdot"),
 )
+_MARK_ROW = 0.055  # of the pool: how far apart kinds of events are marked
 _SMALL_SHARE = 0.25  # a pool below this share of the greatest line is drawn by itself as well
 
 
@@ -50,16 +52,20 @@ def memory_panel(subjects: Sequence[Subject]) -> Panel:
     key, title = "memory", "Memory over time"
     explanation = (
         "Every source of memory on one axis. The pool is taken once, when the engine starts;"
-        " what fills it is the live KV: the closer the green area comes to the pool's line, the less is wasted."
+        " what fills it is the live KV: the closer the green area comes to the pool's line, the less is wasted. Marks"
+        " along that line are preemptions, copies, evictions, swaps and moves; the larger, the more at that time."
     )
     if not drawn:
         return Panel(key, title, explanation, missing="No memory was measured: no engine came to its first step.")
     largest = max(line.peak_bytes for of_subject in drawn.values() for line in of_subject)
-    charts = [_chart(subject, of_subject, largest, "memory") for subject, of_subject in drawn.items()]
     inside = {subject: kept for subject in drawn if (kept := [line for line in drawn[subject] if line.is_inside_pool])}
     pool = max((line.peak_bytes for kept in inside.values() for line in kept), default=0.0)
-    if inside and pool < _SMALL_SHARE * largest:
-        charts += [_chart(subject, kept, pool, "pool") for subject, kept in inside.items()]
+    is_small = bool(inside) and pool < _SMALL_SHARE * largest
+    charts = [
+        _chart(subject, of_subject, largest, "memory", has_pool_chart=is_small) for subject, of_subject in drawn.items()
+    ]
+    if is_small:
+        charts += [_chart(subject, kept, pool, "pool", has_pool_chart=True) for subject, kept in inside.items()]
     return Panel(key, title, explanation, tuple(charts), _table(drawn))
 
 
@@ -89,7 +95,37 @@ def _lines(subject: Subject) -> list[_Line]:
     return lines
 
 
-def _chart(subject: Subject, lines: Sequence[_Line], largest: float, key: str) -> Chart:
+def _mark_events(figure: go.Figure, subject: Subject, divisor: float) -> None:
+    """Preemptions, copies, evictions, swaps and moves as marks on and above the pool's line, each kind by itself."""
+    pool_bytes = subject.pool_figure("pool_bytes")
+    if subject.steps.empty or pool_bytes is None:
+        return
+    seen = [(event, found) for event in EVENTS if len((found := event_windows(subject.steps, event)).counts)]
+    for row, (event, found) in enumerate(seen):
+        figure.add_trace(
+            go.Scatter(
+                x=seconds(found.time_ns),
+                y=plain([pool_bytes / divisor * (1 + _MARK_ROW * row)] * len(found.counts), 4),
+                mode="markers",
+                name=event.label,
+                customdata=plain(found.counts),
+                marker={
+                    "color": ORANGE.light,
+                    "symbol": event.symbol,
+                    "size": plain(mark_sizes(found.counts), 3),
+                    "line": {"color": SURFACE.light, "width": 0.5},
+                },
+                hovertemplate="%{customdata:,} in this window",
+            )
+        )
+
+    top = pool_bytes / divisor * (1 + _MARK_ROW * len(seen))
+    figure.update_yaxes(range=[0, max(top, figure.layout.yaxis.range[1])])
+
+
+def _chart(
+    subject: Subject, lines: Sequence[_Line], largest: float, key: str, *, has_pool_chart: bool = False
+) -> Chart:
     divisor, unit = byte_scale(largest)
     figure = new_time_figure(unit, yaxis_range=[0, largest / divisor * 1.06])
     for line in lines:
@@ -105,6 +141,8 @@ def _chart(subject: Subject, lines: Sequence[_Line], largest: float, key: str) -
                 hovertemplate=f"%{{y:.4g}} {unit}",
             )
         )
+    if key == ("pool" if has_pool_chart else "memory"):
+        _mark_events(figure, subject, divisor)
     peaks = ", ".join(f"{line.label} {format_quantity(line.peak_bytes, 'bytes')}" for line in lines)
     title = subject.label if key == "memory" else f"{subject.label}: the pool alone"
     height_px = 320 if key == "memory" else 240

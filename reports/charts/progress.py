@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
+from pbench.reports.charts.events import EVENTS, event_windows, mark_sizes
 from pbench.reports.charts.panel import Chart, Panel, Table, label_rows, new_time_figure, plain, rows_height_px, seconds
 from pbench.reports.quantity import format_number, format_quantity
 from pbench.reports.reduction import Ints, Rate, common_window_ns, m4_rows, rate_over_time
@@ -14,16 +15,6 @@ from pbench.reports.text import plot_label
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_EVENTS = (
-    ("num_preempted", "preemptions"),
-    ("num_copied_blocks", "copied blocks"),
-    ("num_evicted_blocks", "evicted blocks"),
-    ("num_swapped_out_blocks", "blocks swapped out"),
-    ("num_swapped_in_blocks", "blocks swapped in"),
-    ("num_moved_slots", "moved slots"),
-)
-_NUM_EVENT_WINDOWS = 60
 
 
 def progress_panel(subjects: Sequence[Subject]) -> Panel:
@@ -129,28 +120,23 @@ def _events_chart(subjects: Sequence[Subject]) -> Chart | None:
     figure = new_time_figure("", hovermode="closest", showlegend=False)
     totals, rows = [], []
     for subject in subjects:
-        times = _times(subject, "end_ns")
-        for column, label in _EVENTS:
-            counts = floats(subject.steps, column)
-            if not counts.any():
+        for event in EVENTS:
+            found = event_windows(subject.steps, event)
+            if not len(found.counts):
                 continue
-            totals.append(f"{subject.label}: {format_number(int(counts.sum()))} {label}")
-            rows.append(f"{plot_label(subject.label)}: {label}")
-            windows = np.minimum(times * _NUM_EVENT_WINDOWS // max(int(times[-1]), 1), _NUM_EVENT_WINDOWS - 1)
-            sums = np.bincount(windows, weights=counts, minlength=_NUM_EVENT_WINDOWS)
-            filled = np.flatnonzero(sums)
-            middles_ns = (filled + 0.5) * times[-1] / _NUM_EVENT_WINDOWS
+            totals.append(f"{subject.label}: {format_number(int(found.counts.sum()))} {event.label}")
+            rows.append(f"{plot_label(subject.label)}: {event.label}")
             figure.add_trace(
                 go.Scatter(
-                    x=seconds(middles_ns),
-                    y=[rows[-1]] * len(filled),
+                    x=seconds(found.time_ns),
+                    y=[rows[-1]] * len(found.counts),
                     mode="markers",
                     name=rows[-1],
-                    customdata=plain(sums[filled]),
+                    customdata=plain(found.counts),
                     marker={
                         "color": subject.ink.shade.light,
-                        "size": plain(5 + 8 * np.sqrt(sums[filled] / sums.max()), 3),
-                        "symbol": "circle" if column == "num_preempted" else "diamond",
+                        "size": plain(mark_sizes(found.counts), 3),
+                        "symbol": event.symbol,
                         "opacity": 0.8,
                     },
                     hovertemplate="%{customdata:,} in this window<extra>%{y}</extra>",
@@ -182,11 +168,11 @@ def _table(subjects: Sequence[Subject], window_ns: float) -> Table:
                 format_quantity(float(speed.max()), "tok/s"),
                 format_number(int(subject.steps["num_running"].max())),
                 format_number(int(subject.steps["num_waiting"].max())),
-                *(format_number(int(subject.steps[column].sum())) for column, _ in _EVENTS),
+                *(format_number(int(subject.steps[column].sum())) for column, *_ in EVENTS),
             )
         )
     columns = (
         "engine", "slowest window", "median window", "fastest window", "most running", "most waiting",
-        *(label for _, label in _EVENTS),
+        *(label for _, label, _ in EVENTS),
     )  # fmt: skip
     return Table(columns, tuple(rows))

@@ -1,7 +1,7 @@
 """Engine: requests in, tokens and records out, one step at a time. Imports no torch: a runner brings it."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -15,7 +15,7 @@ from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, StepPlan
 from pbench.engine.pool_map import PoolMap
 from pbench.engine.preemption import PreemptionCosts
-from pbench.engine.records import KVUsage, RequestRecord, StepRecord, TokenOutput
+from pbench.engine.records import Completion, KVUsage, RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.request_check import check_request
 from pbench.engine.reservation import reservation_for
@@ -144,6 +144,7 @@ class Engine:
         self.pool_bytes = self.num_slots * self.slot_bytes
         self.block_size = config.block_size if config.memory == "paged" else self.num_slots
         self._live_request_ids: set[int] = set()
+        self._aborted_since_step: set[int] = set()
         self._in_flight: _Flight | None = None
         self._counters = self.memory.counters()  # up to here they stand in a record
         self._last_end_ns = 0
@@ -160,11 +161,14 @@ class Engine:
             RequestError: it could never run here; the message says why and what to change.
 
         """
+        self._check(request)
+        self._live_request_ids.add(request.request_id)
+        self.scheduler.add(self._with_eos(request), self.clock())
+
+    def _check(self, request: Request) -> None:
         if request.request_id in self._live_request_ids:
             raise RequestError(f"request {request.request_id} is here already; give every request an id of its own")
         check_request(request, self.config, self.memory, can_decode=self.scheduler.decode is not None)
-        self._live_request_ids.add(request.request_id)
-        self.scheduler.add(self._with_eos(request), self.clock())
 
     def _with_eos(self, request: Request) -> Request:
         """The request with the model's own ends among its stop tokens, where they are to be heeded."""
@@ -176,15 +180,59 @@ class Engine:
 
     def abort(self, request_id: int) -> RequestRecord | None:
         """Drop a request and free its memory; None when it is not here (any more)."""
-        state = self.scheduler.abort(request_id)
+        state = self.scheduler.abort(request_id) if request_id in self._live_request_ids else None
         if state is None:
             return None
         self._live_request_ids.remove(request_id)
+        self._aborted_since_step.add(request_id)
         return self.scheduler.record(state, "aborted", self.clock())
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
+    ) -> list[list[Completion]]:
+        """Run prompts to their end, all together, and nothing else.
+
+        Args:
+            prompts: token ids of each.
+            sampling: of all prompts, or one for each.
+
+        Returns:
+            The completions of each prompt: of its n samples, or its n best hypotheses.
+
+        Raises:
+            RequestError: a prompt could never run here, or other requests are unfinished; then nothing has begun.
+        """
+        each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else sampling
+        if len(each) != len(prompts):
+            raise RequestError(
+                f"{len(prompts)} prompts have {len(each)} sampling parameters; give one for each, or one"
+            )
+        if self.has_unfinished:
+            raise RequestError("generate runs alone, and other requests are unfinished; use add_request and stream")
+        requests = [Request(index, prompt, one) for index, (prompt, one) in enumerate(zip(prompts, each, strict=True))]
+        for request in requests:
+            self._check(request)
+        for request in requests:
+            self.add_request(request)
+        outputs: list[list[list[TokenOutput]]] = [[[] for _ in range(one.n)] for one in each]
+        for token in self.stream():
+            outputs[token.request_id][token.sample_index].append(token)
+        return [[_completion(tokens) for tokens in samples] for samples in outputs]
+
+    def stream(self) -> Iterator[TokenOutput]:
+        """Step until nothing is unfinished, and give out every token as soon as it is known.
+
+        Requests may be added and aborted between any two tokens; an aborted one has no further token.
+        """
+        while self.has_unfinished:
+            for token in self.step().tokens:
+                if token.request_id not in self._aborted_since_step:
+                    yield token
 
     def step(self) -> StepOutput:
         """Bring one step to its end, after launching the next where steps overlap. Something must be unfinished."""
         assert self.has_unfinished, "a step without requests"
+        self._aborted_since_step.clear()
         flight = self._in_flight or self._launch()
         assert flight is not None, "nothing runs, and nothing can be planned"
         can_overlap = self.config.has_async_steps and self.scheduler.can_plan_ahead
@@ -304,3 +352,10 @@ class Engine:
         num_blocks = min(max(num_tokens // self.block_size, 1), self.config.num_host_blocks)
         swap_ns = self.runner.time_swap(num_blocks)
         return PreemptionCosts(prefill_ns / num_tokens, swap_ns / (num_blocks * self.block_size))
+
+
+def _completion(tokens: list[TokenOutput]) -> Completion:
+    reason = tokens[-1].finish_reason
+    assert reason is not None, "a sequence without an end"
+    scores = [token.score for token in tokens if token.score is not None]
+    return Completion([token.token_id for token in tokens], "".join(token.text for token in tokens), scores, reason)

@@ -62,6 +62,16 @@ class TokenOutput(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Completion:
+    """All that came out of one sequence."""
+
+    token_ids: list[int]
+    text: str  # "" where the engine cannot decode, or nobody wanted text
+    scores: list[ScoredToken]  # of every token; none where they were not asked for
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
     """One step of the engine: when it ran, what it did, and how the pool stood at its end.
 

@@ -55,4 +55,5 @@ class Request:
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams
     arrival_ns: int = field(default=0)  # when it was meant to arrive, on the clock of time.monotonic_ns()
+    priority: int = 0  # the lowest is served first, and preempted last; equal ones first come, first served
     cache_salt: str = ""  # prefixes are shared between requests of one salt only, so that no tenant can probe another

@@ -4,14 +4,21 @@ Iteration-level scheduling (Yu et al., "Orca", OSDI 2022), first come, first ser
 et al., "Sarathi", 2023): every step has a budget of tokens; running requests take theirs first, in order of arrival;
 waiting ones are admitted while the budget, the number of sequences and the memory allow.
 
+With priorities, all orders are by priority first and by arrival second: who takes of the budget first, who is admitted
+first, and, from the other end, who is preempted first. Nobody overtakes the first of the queue, so among equals nobody
+starves: who came before one is served before one. More urgent requests that never cease to come do keep others
+waiting. A waiting request preempts nobody; it goes first when there is room.
+
 A step may be planned while the one before still runs: a placeholder stands for a token that is not known yet. What is
 known of a sequence without its tokens is acted on at once: one that has reached ``max_tokens`` gives its memory back
 before the next step is planned. A stop token ends its sequence one step late: the step that was planned meanwhile
 computes one token more, and what it samples is dropped.
 """
 
+from bisect import bisect, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 from pbench.engine.beam_search import Hypothesis
 from pbench.engine.candidate import ScoredToken
@@ -22,6 +29,8 @@ from pbench.engine.records import FinishReason, RequestRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.engine.sequence import RequestState, Sequence
 from pbench.engine.text_stream import Decode, TextStream
+
+_RANK = attrgetter("rank")
 
 
 class Scheduler:
@@ -47,11 +56,12 @@ class Scheduler:
         self.max_running = max_running
         self.is_prefill_chunked = is_prefill_chunked
         self.waiting: deque[RequestState] = deque()
-        self.running: list[RequestState] = []  # in order of arrival
+        self.running: list[RequestState] = []  # by rank, as those that wait
         self.ending: list[RequestState] = []  # all that they want is planned; their last tokens are not known yet
         self._in_flight: deque[list[Expected]] = deque()  # the samples of steps that are planned and not completed
         self._counts = StepCounts()  # of the step being planned
         self._next_seq_id = 0
+        self._num_added = 0
         self._num_steps = 0
         self._released: list[int] = []
         self.can_plan_ahead = True  # whether the next step may be planned before the newest has run
@@ -71,15 +81,23 @@ class Scheduler:
         return [*self.ending, *self.running, *self.waiting]
 
     def add(self, request: Request, added_ns: int) -> None:
-        """Put a request at the end of the queue."""
+        """Put a request into the queue, behind those of its priority."""
         sequences = []
         for sample_index in range(1 if request.sampling.beam_width > 1 else request.sampling.n):
             text = None if request.sampling.beam_width > 1 else self._text_stream(request)
             sequences.append(Sequence(self._next_seq_id, request, sample_index, text))
             self._next_seq_id += 1
-        state = RequestState(request, sequences, added_ns)
+        state = RequestState(request, sequences, added_ns, self._num_added)
+        self._num_added += 1
         state.start_again(can_fork=self.memory.can_fork)
-        self.waiting.append(state)
+        self._enqueue(state)
+
+    def _enqueue(self, state: RequestState) -> None:
+        waiting = self.waiting
+        if not waiting or waiting[-1].rank < state.rank:  # always, without priorities, but for preempted ones
+            waiting.append(state)
+        else:
+            waiting.insert(bisect(waiting, state.rank, key=_RANK), state)
 
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.decode is None or not request.sampling.detokenize:
@@ -165,7 +183,7 @@ class Scheduler:
             else:
                 text = ""
                 if seq.text is not None:
-                    text, reason = _advance_text(seq.text, choice, reason)
+                    text, reason = seq.text.advance(choice, reason)
                 tokens.append(TokenOutput(state.request_id, seq.sample_index, choice, text, score, reason))
             if reason is not None:
                 self._end(state, seq)
@@ -203,7 +221,7 @@ class Scheduler:
     # Planning
 
     def _schedule_running(self, draft: StepDraft) -> int:
-        """Plan the running requests, preempting the newest while there is no room. Returns the budget left."""
+        """Plan the running requests, preempting the last in rank while there is no room. Returns the budget left."""
         budget, counts = self.max_batch_tokens, draft.counts
         index, take_next = 0, draft.take_next
         while index < len(self.running) and budget > 0:
@@ -215,7 +233,7 @@ class Scheduler:
             while (work := self._grow(state, budget)) is None:
                 counts.is_memory_blocked = True
                 counts.num_preempted += 1
-                if self._preempt_newest() is state:
+                if self._preempt_last() is state:
                     return budget
             for seq, num_tokens in work:
                 draft.take(state, seq, num_tokens)
@@ -249,7 +267,7 @@ class Scheduler:
                 counts.num_prefix_hit_tokens += num_hits
                 state.first_scheduled_ns = start_ns
             self.waiting.popleft()
-            self.running.append(state)
+            insort(self.running, state, key=_RANK)
             for seq, num_tokens in work:
                 draft.take(state, seq, num_tokens)
                 budget -= num_tokens
@@ -338,7 +356,7 @@ class Scheduler:
         text = ""
         reason: FinishReason = "stop" if last in state.request.sampling.stop_token_ids else "length"
         if stream is not None:
-            text, _ = _advance_text(stream, last, reason)
+            text, _ = stream.advance(last, reason)
         yield TokenOutput(request_id, rank, last, text, None, reason)
 
     def _fork_beam(self, state: RequestState, parent: Sequence) -> Sequence:
@@ -360,13 +378,13 @@ class Scheduler:
             if position == seq.final_kv_tokens and seq.is_open and state.beam_search is None:
                 self._retire(state, seq)
 
-    def _preempt_newest(self) -> RequestState:
-        """Take everything from the newest running request and put it back at the head of the queue."""
+    def _preempt_last(self) -> RequestState:
+        """Take everything from the last running request in rank and put it back into the queue."""
         state = self.running.pop()
         if not self._swap_out(state):
             self._free(state)
         state.num_preemptions += 1
-        self.waiting.appendleft(state)
+        self._enqueue(state)
         return state
 
     def _swap_out(self, state: RequestState) -> bool:
@@ -417,14 +435,6 @@ class Scheduler:
         self._released.append(seq.seq_id)
         seq.num_writable_tokens = seq.num_table_entries_sent = 0
         seq.is_history_sent = False
-
-
-def _advance_text(stream: TextStream, token_id: int, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
-    """Feed a sequence's next token; its text, and why the sequence ends if it does. A stop token has no text."""
-    text = "" if reason == "stop" else stream.feed(token_id)
-    if reason is not None and not stream.is_stopped:
-        text += stream.finish()
-    return text, "stop" if stream.is_stopped else reason
 
 
 def _num_sequences(state: RequestState) -> int:

@@ -99,15 +99,17 @@ class RequestState:
         "num_preemptions",
         "num_prefix_hit_tokens",
         "num_recomputed_tokens",
+        "rank",
         "request",
         "request_id",
         "sequences",
         "unfinished",
     )
 
-    def __init__(self, request: Request, sequences: list[Sequence], added_ns: int) -> None:
+    def __init__(self, request: Request, sequences: list[Sequence], added_ns: int, order: int = 0) -> None:
         self.request = request
         self.request_id = request.request_id
+        self.rank = (request.priority, order)  # the lowest goes first; ``order`` is that of arrival
         self.sequences = sequences
         self.unfinished = list(sequences)  # those that a step may still plan, the leader first
         self.num_open_sequences = len(sequences)  # those that will give out further tokens

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pbench.engine.records import FinishReason
+
 # Token ids to their text; a tokenizer's own ``decode``.
 Decode: TypeAlias = Callable[[list[int]], str]
 
@@ -43,6 +45,16 @@ class TextStream:
         if len(self._window) > _WINDOW and certain == text:
             self._shorten_window()
         return self._pass_on(new, is_last=False)
+
+    def advance(self, token_id: int, reason: FinishReason | None) -> tuple[str, FinishReason | None]:
+        """Take the next token, and ``reason`` if it is the last; the text, and why the sequence ends, if it does.
+
+        A stop token has no text.
+        """
+        text = "" if reason == "stop" else self.feed(token_id)
+        if reason is not None and not self.is_stopped:
+            text += self.finish()
+        return text, "stop" if self.is_stopped else reason
 
     def finish(self) -> str:
         """The text that was held back: nothing follows."""

@@ -126,7 +126,8 @@ def test_the_least_urgent_is_preempted_and_of_equals_the_newest(preemption: str)
     priorities = [1, 0, 1, 0, -1, -1]
     for index, priority in enumerate(priorities):
         engine.add_request(Request(index, [index] * 20, SamplingParams(max_tokens=180), priority=priority))
-    preempted = {}
+        engine.step()
+    preempted: dict[int, int] = {}
     while engine.has_unfinished:
         preempted |= {record.request_id: record.num_preemptions for record in engine.step().finished}
     assert len(preempted) == 6

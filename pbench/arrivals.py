@@ -1,5 +1,6 @@
 """When each request of a workload is offered to the engine."""
 
+import sys
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -99,3 +100,9 @@ class Arrivals:
     def wait_ns(self, now_ns: int) -> int:
         """Nanoseconds until the next request is due in an open loop; 0 when one is due."""
         return max(0, self._start_ns + self._requests[0].arrival_ns - now_ns) if self._requests else 0
+
+    def until_due_ns(self, now_ns: int) -> int:
+        """As ``wait_ns``, while others are in the engine: endless where nothing but their end makes a request due."""
+        if self._concurrency is not None or not self._requests:
+            return sys.maxsize
+        return self.wait_ns(now_ns)

@@ -8,7 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -18,7 +18,8 @@ from pbench.aggregation import aggregate
 from pbench.disk_reserve import DiskReserve
 from pbench.environment import own_process
 from pbench.errors import RunFailedError
-from pbench.job import ENGINE_FACTORY, EngineOptions, Job, WorkloadChoice
+from pbench.external.kinds import common_config, external_kind, recorded_config, unused_notes
+from pbench.job import DEFAULT_ACCESS, ENGINE_FACTORY, EngineOptions, Job, ServerAccess, WorkloadChoice
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
@@ -53,6 +54,7 @@ class ExperimentPlan:
     num_repeats: int = 1
     targets_ms: Mapping[str, float] = field(default_factory=dict)  # of latencies, by name: --slo
     engine_factory: str = ENGINE_FACTORY
+    access: ServerAccess = DEFAULT_ACCESS
 
 
 class Experiment:
@@ -68,9 +70,10 @@ class Experiment:
         self._journals: list[Path] = []
         self._is_storage_broken = False
         self._reserve = DiskReserve(plan.folder)
+        self._configs = [recorded_config(options) for options in plan.engines]
         self._engines = [
-            EngineResult(options.memory, "running", config=asdict(options), cost=step_cost(options.config()))
-            for options in plan.engines
+            EngineResult(options.memory, "running", config=config, cost=_cost_of(options))
+            for options, config in zip(plan.engines, self._configs, strict=True)
         ]
 
     def run(self) -> RunResult:
@@ -144,6 +147,7 @@ class Experiment:
             sample_interval_s=plan.sample_interval_s,
             repeat=number,
             engine_factory=plan.engine_factory,
+            access=plan.access,
         )
         job.write(journal / "job.json")
         log_path = plan.folder / f"{name}.log"
@@ -155,15 +159,18 @@ class Experiment:
         warm_up: WarmUp | None = None
         num_cached_slots: int | None = None
         watching_s: float | None = None
+        facts: Mapping[str, Any] = {}
+        gpu: Mapping[str, Any] | None = None  # that this engine ran on
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
                 worker.interrupt()
             for event in worker.events():
                 if event is not None and event["event"] == "ready":
-                    pool, memory = event["pool"], event["memory"]
+                    pool, memory, facts = event["pool"], event["memory"], event["facts"]
                     warm_up, num_cached_slots = WarmUp(**event["warm_up"]), event["num_cached_slots"]
-                    self._environment["gpu"] = event["gpu"]
+                    if event["gpu"] is not None:
+                        gpu = self._environment["gpu"] = event["gpu"]
                 if event is not None and event["event"] == "watched":
                     watching_s = event["duration_s"]
                 self._view.show(event)
@@ -191,12 +198,13 @@ class Experiment:
             duration_s=summary.values["duration_s"],
             steady=summary.steady,
             sampling=sampling,
-            gpu=self._environment["gpu"],
+            gpu=gpu,
             num_cached_slots=num_cached_slots,
             watching_s=watching_s,
         )
-        if pool:
-            self._engines[index] = replace(self._engines[index], pool=pool)
+        if pool or facts:
+            config = self._configs[index] | dict(facts)
+            self._engines[index] = replace(self._engines[index], pool=pool, config=config)
         return Repeat(
             repeat=number,
             status=outcome.status,
@@ -208,7 +216,7 @@ class Experiment:
             steady=summary.steady,
             sampling=sampling,
             checks=check_repeat(evidence),
-            notes=(*plan.notes, *summary.notes, *outcome.notes),
+            notes=(*plan.notes, *unused_notes(options), *summary.notes, *outcome.notes),
         )
 
     def _result(self) -> RunResult:
@@ -219,7 +227,7 @@ class Experiment:
             status=_run_status([engine.status for engine in self._engines]),
             command=plan.command,
             workload=plan.workload.record(),
-            config={key: value for key, value in asdict(plan.engines[0]).items() if key != "memory"}
+            config=common_config(self._configs)
             | {"sample_interval_s": plan.sample_interval_s, "timeout_s": plan.timeout_s}
             | {"num_repeats": plan.num_repeats, "targets_ms": dict(plan.targets_ms)},
             environment=self._environment,
@@ -267,6 +275,11 @@ def schedule(num_engines: int, num_repeats: int) -> list[tuple[int, int]]:
         places = range(num_engines) if number % 2 else reversed(range(num_engines))
         order += [(place, number) for place in places]
     return order
+
+
+def _cost_of(options: EngineOptions) -> dict[str, int]:
+    """What a step of an engine of ours costs; of others nothing is known."""
+    return step_cost(options.config()) if external_kind(options.memory) is None else {}
 
 
 def _run_status(statuses: list[str]) -> str:

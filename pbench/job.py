@@ -61,7 +61,7 @@ class EngineOptions:
     """What decides an engine, before the model is read: the fields of ``EngineConfig`` with the model by name."""
 
     model: str  # preset name, or a Hugging Face folder
-    memory: str
+    memory: str  # the engine's spec: the memory of one of ours, or an engine that is not
     kv_memory_bytes: int
     block_size: int
     max_length: int
@@ -104,6 +104,17 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerAccess:
+    """How servers are talked to."""
+
+    timeout_s: float = 600.0  # of one request, from sending it to its last token
+    key_variable: str | None = None  # name of the environment variable with the API key, which is kept nowhere else
+
+
+DEFAULT_ACCESS = ServerAccess()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One engine, one workload, and where to journal."""
 
@@ -114,6 +125,7 @@ class Job:
     sample_interval_s: float  # 0: no sampler
     repeat: int = 1  # of the engine, from 1
     engine_factory: str = ENGINE_FACTORY  # module:attribute, called with (EngineConfig, weights)
+    access: ServerAccess = DEFAULT_ACCESS
 
     def write(self, path: Path) -> None:
         """Write the job as JSON, atomically."""
@@ -126,4 +138,5 @@ class Job:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         engine = EngineOptions(**data.pop("engine"))
         workload = WorkloadChoice(**data.pop("workload"))
-        return cls(**data, engine=engine, workload=workload)
+        access = ServerAccess(**data.pop("access"))
+        return cls(**data, engine=engine, workload=workload, access=access)

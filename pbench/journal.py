@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Self
 from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request
 from pbench.errors import ResultError
-from pbench.results import DEVICE_COLUMNS, REQUEST_COLUMNS, SHARER_COLUMNS, STEP_COLUMNS
+from pbench.external.target import Receipt, RequestOutcome
+from pbench.results import DEVICE_COLUMNS, RECEIPT_COLUMNS, REQUEST_COLUMNS, SHARER_COLUMNS, STEP_COLUMNS
 from pbench.token_journal import TOKENS_FILE, TokenFile
 
 FLUSH_INTERVAL_NS = 250_000_000
@@ -27,11 +28,13 @@ FLUSH_INTERVAL_NS = 250_000_000
 STEPS_FILE = "steps.jsonl"
 REQUESTS_FILE = "requests.jsonl"
 DEVICE_FILE = "device.jsonl"
+RECEIPTS_FILE = "receipts.jsonl"
 
 # The engine's name and the number of its repeat are the folder's, not every row's.
 _STEP_FIELDS = tuple(STEP_COLUMNS)[2:]
 _REQUEST_FIELDS = tuple(REQUEST_COLUMNS)[2:]
 _DEVICE_FIELDS = tuple(DEVICE_COLUMNS)[2:]
+_RECEIPT_FIELDS = tuple(RECEIPT_COLUMNS)[2:]
 
 _USAGE_FIELDS = ("token_state", "reserved", "internal", "external", "cached", "free", "shared_saved")
 _step_values = attrgetter(
@@ -41,7 +44,7 @@ _step_values = attrgetter(
         if name not in SHARER_COLUMNS  # they are one field of the record, and the last columns
     )
 )
-_request_values = attrgetter(*_REQUEST_FIELDS)
+_request_values = attrgetter(*_REQUEST_FIELDS[:-1])  # a reason has only what can fail
 _REQUEST_TIMES = tuple(_REQUEST_FIELDS.index(name) for name in _REQUEST_FIELDS if name.endswith("_ns"))
 _FINISHED_NS = _REQUEST_FIELDS.index("finished_ns")
 
@@ -111,14 +114,18 @@ class JournalFile:
 
 
 class Journal:
-    """The files of one repeat. Samples may come from another thread than the rest."""
+    """The files of one repeat. Samples may come from another thread than the rest.
 
-    def __init__(self, folder: Path, start_ns: int) -> None:
+    An engine that is not ours has receipts, and no steps.
+    """
+
+    def __init__(self, folder: Path, start_ns: int, *, has_receipts: bool = False) -> None:
         self.start_ns = start_ns
         self._steps = JournalFile(folder / STEPS_FILE, _STEP_FIELDS)
         self._requests = JournalFile(folder / REQUESTS_FILE, _REQUEST_FIELDS)
         self._device = JournalFile(folder / DEVICE_FILE, _DEVICE_FIELDS)
         self._tokens = TokenFile(folder / TOKENS_FILE)
+        self._receipts = JournalFile(folder / RECEIPTS_FILE, _RECEIPT_FIELDS) if has_receipts else None
 
     def step(self, record: StepRecord) -> None:
         """Note one engine step."""
@@ -150,22 +157,25 @@ class Journal:
                 len(request.prompt_token_ids),
                 0,
                 request.sampling.num_sequences,
-                0,
-                0,
-                0,
-                0.0,
+                *((0, 0, 0, 0.0) if self._receipts is None else (None, None, None, None)),
+                None,
             )
         )
 
-    def request(self, record: RequestRecord) -> None:
+    def request(self, record: RequestRecord | RequestOutcome) -> None:
         """Note how a request stands. A later note of the same request replaces this one."""
-        values = list(_request_values(record))
+        values = [*_request_values(record), record.reason if isinstance(record, RequestOutcome) else None]
         if record.status == "unfinished":
             values[_FINISHED_NS] = None
         for index in _REQUEST_TIMES:
             if values[index] is not None:
                 values[index] -= self.start_ns
         self._requests.append(values)
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Note tokens that an engine gave out which is not ours."""
+        assert self._receipts is not None, "a receipt of an engine of ours"
+        self._receipts.append((receipt.request_id, receipt.time_ns - self.start_ns, receipt.num_tokens))
 
     def sample(self, sample: DeviceSample) -> None:
         """Note one device sample; its time is already relative to the start.
@@ -179,12 +189,15 @@ class Journal:
         """Let rows reach the disk although none are added just now."""
         self._steps.flush_if_due()
         self._requests.flush_if_due()
+        if self._receipts is not None:
+            self._receipts.flush_if_due()
 
     def close(self) -> None:
         """Flush and close the files: all of them, whatever happens to one."""
         with ExitStack() as files:
-            for file in (self._tokens, self._steps, self._requests, self._device):
-                files.callback(file.close)
+            for file in (self._tokens, self._steps, self._requests, self._device, self._receipts):
+                if file is not None:
+                    files.callback(file.close)
 
     def __enter__(self) -> Self:
         return self

@@ -50,6 +50,15 @@ def token_gaps_ns(tokens: "pd.DataFrame | None", steps: "pd.DataFrame", finished
     return np.asarray(np.diff(times)[is_same], dtype=np.float64)
 
 
+def receipt_gaps_ns(receipts: "pd.DataFrame", finished: "pd.DataFrame") -> Floats:
+    """The same of an engine that tells when tokens came, where it tells how many and they are of one sequence."""
+    single = finished.loc[finished["num_sequences"] == 1, "request_id"]
+    own = receipts[receipts["request_id"].isin(single) & receipts["num_tokens"].notna()]
+    own = own.sort_values(["request_id", "time_ns"])
+    is_same = own["request_id"].to_numpy()[1:] == own["request_id"].to_numpy()[:-1]
+    return np.asarray(np.diff(own["time_ns"].to_numpy(dtype=np.float64))[is_same], dtype=np.float64)
+
+
 def goodput(requests: "pd.DataFrame", targets_ms: Mapping[str, float], duration_s: float | None) -> Values:
     """How many of the offered requests finished within all targets; what a request has not (a gap) it keeps."""
     durations = _durations_ns(requests)

@@ -63,9 +63,13 @@ class EngineState:
         progress = self.progress
         elapsed_s = progress["elapsed_ns"] / 1e9
         rate = progress["num_output_tokens"] / elapsed_s if elapsed_s > 0 else 0.0
+        if "num_sent" in progress:  # an engine that does not tell which of them run
+            where = f"{progress['num_sent']} in the engine"
+        else:
+            where = f"{progress['num_running']} running, {progress['num_waiting']} waiting"
         return (
             f"{name}: {progress['num_finished']}/{self.num_requests} requests, {format_number(round(rate))} tok/s,"
-            f" {progress['num_running']} running, {progress['num_waiting']} waiting, {elapsed_s:.1f} s"
+            f" {where}, {elapsed_s:.1f} s"
         )
 
 
@@ -136,7 +140,8 @@ class TerminalView:
         progress = self._state.progress
         if not progress:
             return Group(line)
-        return Group(line, _progress_bar(progress["num_finished"], self._state.num_requests), *_pool_bar(progress))
+        bar = _progress_bar(progress["num_finished"], self._state.num_requests)
+        return Group(line, bar, *(_pool_bar(progress) if "token_state" in progress else ()))
 
 
 def view_for(console: Console) -> View:

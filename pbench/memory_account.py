@@ -30,14 +30,15 @@ def account_memory(known: Mapping[str, int], device: "pd.DataFrame") -> dict[str
         device: the samples of one engine (``DEVICE_COLUMNS``).
 
     Returns:
-        Bytes by the keys of ``PART_HELP`` and "peak", of which the others are the parts. Empty without samples.
+        Bytes by the keys of ``PART_HELP`` and "peak", of which the others are the parts; parts that the engine does
+        not know are not there, and lie in those that stand for the rest. Empty without samples.
     """
     column = "device_used_bytes" if device["device_used_bytes"].notna().any() else "process_rss_bytes"
     device = device[device[column].notna()]
     if device.empty:
         return {}
     row = device.iloc[int(device[column].argmax())]
-    parts = {name: int(known.get(name, 0)) for name in KNOWN_PARTS}
+    parts = {name: int(known[name]) for name in KNOWN_PARTS if name in known}
     explained = sum(parts.values())
     if column == "device_used_bytes" and device["torch_reserved_bytes"].notna().any():
         parts["activations"] = int(row["torch_reserved_bytes"]) - explained

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pbench.latency import goodput, percentiles, token_gaps_ns
+from pbench.latency import goodput, percentiles, receipt_gaps_ns, token_gaps_ns
 from pbench.results import METRICS, SHARER_COLUMNS, Sampling, SteadyState
 from pbench.steady_state import find_steady_state, steady_rate
 from pbench.tables import Tables
@@ -53,36 +53,42 @@ def summarise(tables: Tables, pool: Mapping[str, Any], targets_ms: Mapping[str, 
         pool: ``EngineResult.pool``; without its ``slot_bytes`` and ``block_size`` nothing is counted in bytes.
         targets_ms: of ``--slo``, by the name of a latency; without them there is no goodput.
     """
-    steps, requests, device = tables.steps, tables.requests, tables.device
+    steps, requests, device, receipts = tables.steps, tables.requests, tables.device, tables.receipts
     finished = requests[requests["status"] == "finished"]
-    duration_s = _duration_s(steps)
-    output_tokens = int(steps["num_output_tokens"].sum())
+    duration_s, output_tokens = _output(steps) if receipts is None else _received(receipts, requests)
     # A request's whole prompt has been through the model once its first token is out.
     prompt_tokens = int(requests.loc[requests["first_token_ns"].notna(), "num_prompt_tokens"].sum())
     joules, energy_notes = _energy(device)
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, prompt_tokens, output_tokens, len(finished))
-    latencies, samples = percentiles(finished, token_gaps_ns(tables.tokens, steps, finished))
+    if receipts is None:
+        gaps_ns = token_gaps_ns(tables.tokens, steps, finished)
+    else:
+        gaps_ns = receipt_gaps_ns(receipts, finished)
+    latencies, samples = percentiles(finished, gaps_ns)
     values |= latencies
     if targets_ms:
         values |= goodput(requests, targets_ms, duration_s)
-    values |= _occupation(steps)
-    values |= _sharing(steps, pool)
-    values |= _counts(steps)
+    if receipts is None:
+        values |= _occupation(steps)
+        values |= _sharing(steps, pool)
+        values |= _counts(steps)
+        values |= _prefix_rates(steps, requests)
     if (copied_blocks := values["copied_blocks"]) is not None and "slot_bytes" in pool:
         values["copied_bytes"] = int(copied_blocks) * pool["block_size"] * pool["slot_bytes"]
     values |= {name: _peak(device[column]) for name, column in _PEAKS.items()}
-    values |= _prefix_rates(steps, requests)
     values |= {"num_prompt_tokens": prompt_tokens, "num_output_tokens": output_tokens, "num_finished": len(finished)}
     process_cpu_pct = device["process_cpu_pct"].dropna()
     values["mean_process_cpu_pct"] = float(process_cpu_pct.mean()) if len(process_cpu_pct) else None
     values["energy_j"] = joules
     if joules is not None and output_tokens:
         values["joules_per_output_token"] = joules / output_tokens
-    steady = find_steady_state(steps)
+    giving = steps if receipts is None else _as_steps(receipts)
+    steady = find_steady_state(giving)
     if steady is not None:
-        values["steady_output_tokens_per_s"] = steady_rate(steps, steady)
-    return Summary(values, (*_step_notes(steps), *energy_notes), samples, steady)
+        values["steady_output_tokens_per_s"] = steady_rate(giving, steady)
+    step_notes = _step_notes(steps) if receipts is None else _receipt_notes(receipts)
+    return Summary(values, (*step_notes, *energy_notes), samples, steady)
 
 
 def sampling_of(device: "pd.DataFrame", asked_interval_s: float) -> Sampling | None:
@@ -94,9 +100,28 @@ def sampling_of(device: "pd.DataFrame", asked_interval_s: float) -> Sampling | N
     return Sampling(asked_interval_s, len(device), median_s, longest_s)
 
 
-def _duration_s(steps: "pd.DataFrame") -> float | None:
+def _output(steps: "pd.DataFrame") -> tuple[float | None, int]:
+    """Seconds until the last token, and how many there were."""
     giving = steps[steps["num_output_tokens"] > 0]
-    return float(giving["end_ns"].max()) / 1e9 if len(giving) else None
+    duration_s = float(giving["end_ns"].max()) / 1e9 if len(giving) else None
+    return duration_s, int(steps["num_output_tokens"].sum())
+
+
+def _receipt_notes(receipts: "pd.DataFrame") -> tuple[str, ...]:
+    return ("nothing was measured: the engine gave out no token",) if receipts.empty else ()
+
+
+def _received(receipts: "pd.DataFrame", requests: "pd.DataFrame") -> tuple[float | None, int]:
+    """As ``_output``, of an engine that tells nothing of its steps."""
+    duration_s = float(receipts["time_ns"].max()) / 1e9 if len(receipts) else None
+    return duration_s, int(requests["num_output_tokens"].sum())
+
+
+def _as_steps(receipts: "pd.DataFrame") -> "pd.DataFrame":
+    """Every moment at which tokens came as a step without length; none where it is not known how many came."""
+    known = receipts if receipts["num_tokens"].notna().all() else receipts.iloc[:0]
+    times = known["time_ns"]
+    return known.assign(start_ns=times, end_ns=times, num_output_tokens=known["num_tokens"].astype("int64"))
 
 
 def _rates(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def write_prefix_hits(folder: Path, workload: "Workload") -> None:
     """Add the table of shared prefixes to a run's ``folder``; none where no two prompts begin alike."""
     paths = prefix_paths(workload.requests)
-    by_repeat = Run(folder).requests().groupby(["engine", "repeat"], sort=False)
+    requests = Run(folder).requests()
+    by_repeat = requests[requests["num_prefix_hit_tokens"].notna()].groupby(["engine", "repeat"], sort=False)
     tables = [
         prefix_hits(paths, rows, str(rows["engine"].iloc[0]), int(rows["repeat"].iloc[0])) for _, rows in by_repeat
     ]

@@ -9,6 +9,7 @@ A run is a folder::
     prefixes.parquet  one row per engine and prompt prefix that requests share (columns: PREFIX_COLUMNS)
     pool_map.parquet  one row per stretch of the pool, at a bounded number of moments (columns: POOL_MAP_COLUMNS)
     tokens.parquet    one row per token given out      (columns: TOKEN_COLUMNS)
+    receipts.parquet  one row per moment at which an engine that is not ours gave out tokens (columns: RECEIPT_COLUMNS)
     report.html
 
 A row belongs to one repeat of one engine: ``engine`` and ``repeat`` name it. All times in the tables are nanoseconds
@@ -21,6 +22,7 @@ History of the format (``SCHEMA_VERSION``):
 2   steps count near misses, and blocks by their sharers; a map of the pool; the prefixes.
 3   engines are repeated: tables have a column ``repeat``, an engine's summary is the mean over its repeats and has
     intervals; a repeat keeps its own summary, warm-up and steady stretch; checks of validity; token times.
+    Engines that are not ours: receipts, requests that fail and say why, figures of requests that may be missing.
 
 Records of version 2 are read as if every engine had run once.
 """
@@ -98,7 +100,7 @@ REQUEST_COLUMNS = {
     "engine": "string",
     "repeat": "int32",
     "request_id": "int64",
-    "status": "string",  # finished | aborted | unfinished (the run ended first)
+    "status": "string",  # finished | aborted | failed | unfinished (the run ended first)
     "arrival_ns": "int64",  # intended
     "added_ns": "Int64",  # capital: may be missing
     "first_scheduled_ns": "Int64",
@@ -107,10 +109,12 @@ REQUEST_COLUMNS = {
     "num_prompt_tokens": "int64",
     "num_output_tokens": "int64",
     "num_sequences": "int64",
-    "num_prefix_hit_tokens": "int64",
-    "num_recomputed_tokens": "int64",
-    "num_preemptions": "int64",
-    "kv_byte_seconds": "float64",  # KV memory held, over time; a shared block is split among its holders
+    # Missing where the engine cannot tell
+    "num_prefix_hit_tokens": "Int64",
+    "num_recomputed_tokens": "Int64",
+    "num_preemptions": "Int64",
+    "kv_byte_seconds": "Float64",  # KV memory held, over time; a shared block is split among its holders
+    "reason": "string",  # why it failed
 }
 
 DEVICE_COLUMNS = {
@@ -138,6 +142,14 @@ DEVICE_COLUMNS = {
     "host_swapped_bytes": "Int64",  # by the machine, in and out, since the first sample
 }
 
+
+RECEIPT_COLUMNS = {
+    "engine": "string",
+    "repeat": "int32",
+    "request_id": "int64",
+    "time_ns": "int64",
+    "num_tokens": "Int64",  # missing: the engine did not tell
+}
 
 PREFIX_FILE = "prefixes.parquet"
 PREFIX_COLUMNS = {
@@ -184,6 +196,7 @@ _CLOCK_S = 1.0  # by which two readings of a process's start may differ
 # Columns that tables of an earlier version lack, and what stands for them.
 _SUBSTITUTES = {
     "repeat": 1,
+    "reason": None,
     "torch_inactive_bytes": None,
     "device_process_bytes": None,
     "num_foreign_processes": None,
@@ -427,13 +440,13 @@ METRICS: tuple[Metric, ...] = (
 class EngineResult:
     """How one engine did: what its repeats have in common, and what follows from all of them together."""
 
-    spec: str  # "paged", "contiguous:max", ...
+    spec: str  # "paged", "contiguous:max", "transformers", ...
     status: str  # one of STATUSES; the worst of its repeats
     reason: str | None = None  # why it failed or was interrupted
-    config: Mapping[str, Any] = field(default_factory=dict)  # resolved
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved; None: means nothing to this engine
     pool: Mapping[str, Any] = field(
         default_factory=dict
-    )  # num_slots, slot_bytes, pool_bytes, block_size, weights_bytes
+    )  # num_slots, slot_bytes, pool_bytes, block_size, weights_bytes, as far as the engine tells
     memory: Mapping[str, int] = field(default_factory=dict)  # the peak's parts in bytes, see pbench.memory_account
     # By Metric.name, the mean over the complete repeats; None: not measured
     summary: Mapping[str, float | int | None] = field(default_factory=dict)
@@ -512,6 +525,10 @@ class Run:
     def device(self) -> "pd.DataFrame":
         """Table with ``DEVICE_COLUMNS``; empty when the run kept none."""
         return _read_table(self.path / "device.parquet", DEVICE_COLUMNS)
+
+    def receipts(self) -> "pd.DataFrame":
+        """Table with ``RECEIPT_COLUMNS``; empty when all engines were ours."""
+        return _read_table(self.path / "receipts.parquet", RECEIPT_COLUMNS)
 
     def prefixes(self) -> "pd.DataFrame":
         """Table with ``PREFIX_COLUMNS``; empty when the workload's prompts share nothing."""

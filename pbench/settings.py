@@ -10,6 +10,8 @@ from pbench.defaults import DEFAULTS, RunDefaults
 from pbench.engine.config import EngineConfig
 from pbench.engine.model_config import ModelConfig, load_model_config
 from pbench.errors import UsageError
+from pbench.external.checks import check_external
+from pbench.external.kinds import check_spec, external_kind, unused_notes
 from pbench.job import EngineOptions, WorkloadChoice
 from pbench.slo import parse_targets
 from pbench.units import display_path, format_bytes, format_number, parse_bytes, printable
@@ -51,6 +53,8 @@ class RunOptions:
     timeout: float | None = None  # seconds
     repeats: int = 1
     slo: str | None = None  # ttft=500ms,tpot=50ms
+    request_timeout: float = 600.0  # seconds
+    api_key_env: str | None = None
     no_prefix_cache: bool = False
     partial_hits: bool = False
     no_chunked_prefill: bool = False
@@ -82,12 +86,19 @@ class Settings:
             f" {format_number(workload.total_input_tokens)} prompt and"
             f" {format_number(workload.total_output_tokens)} output tokens, arrivals {workload.arrivals}"
         )
+        kinds = [external_kind(options.memory) for options in self.engines]
+        if all(kind is not None and not kind.is_local for kind in kinds):
+            model = f"prompts from the vocabulary of model {printable(first.model)}"
+        else:
+            memory = f"{format_bytes(first.kv_memory_bytes)} in blocks of {first.block_size}"
+            model = f"model {printable(first.model)} ({first.dtype} on {first.device}), KV memory {memory}"
         yield (
-            f"model {printable(first.model)} ({first.dtype} on {first.device}), KV memory"
-            f" {format_bytes(first.kv_memory_bytes)} in blocks of {first.block_size}, max length"
-            f" {format_number(first.max_length)}; engines: {', '.join(options.memory for options in self.engines)}"
+            f"{model}, max length {format_number(first.max_length)}; engines:"
+            f" {', '.join(printable(options.memory) for options in self.engines)}"
         )
         yield from self.notes
+        for options in self.engines:
+            yield from (f"{printable(options.memory)}: {note}" for note in unused_notes(options))
 
     def _limit_note(self) -> str | None:
         workload, limit = self.workload, self.choice.limit
@@ -130,6 +141,7 @@ def resolve(options: RunOptions) -> Settings:
     """
     specs = options.engines or DEFAULT_ENGINES
     for spec in specs:
+        check_spec(spec)
         if specs.count(spec) > 1:
             raise UsageError(f"--engine {printable(spec)} is given twice; name every engine once")
     targets_ms = parse_targets(options.slo)
@@ -140,7 +152,7 @@ def resolve(options: RunOptions) -> Settings:
     model.check_runnable()
     first = engine_options(options, defaults, device, specs[0], model_spec, model)
     engines = tuple(first.of(spec) for spec in specs)
-    configs = [engine.config() for engine in engines]
+    configs = [engine.config() for engine in engines if external_kind(engine.memory) is None]
     is_limit_default = options.limit is None and options.sample is None and defaults.limit is not None
     choice = WorkloadChoice(
         spec=options.workload,
@@ -156,6 +168,8 @@ def resolve(options: RunOptions) -> Settings:
     workload = choice.load()
     for config in configs:
         check_fits(config, workload)
+    for engine in engines:
+        check_external(engine, workload)
     return Settings(choice, workload, engines, is_limit_default, targets_ms)
 
 

@@ -19,16 +19,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pbench.arrivals import Arrivals, prepare
 from pbench.engine.errors import EngineError
+from pbench.engine.model_config import load_model_config
 from pbench.engine.pool_map import SPAN_FIELDS
 from pbench.environment import gpu_environment
+from pbench.external.errors import ExternalError
+from pbench.external.kinds import external_kind
+from pbench.external.playback import ExternalPlayback
+from pbench.external.target import ExternalTarget
 from pbench.job import Job
 from pbench.journal import Journal
 from pbench.nvml import NvmlDevice, NvmlUnavailableError
@@ -113,7 +118,7 @@ def _guarded(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
         raise
     except KeyboardInterrupt:
         return Outcome("interrupted", "interrupted before the engine ran")
-    except (EngineError, WorkloadError, WorkloadChangedError) as error:
+    except (EngineError, ExternalError, WorkloadError, WorkloadChangedError) as error:
         return Outcome("failed", str(error))
     except Exception as error:
         with suppress(OSError):  # the log is on the disk that may just have become full
@@ -123,54 +128,81 @@ def _guarded(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
 
 def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
     events.send({"event": "stage", "stage": "loading"})
-    config = job.engine.config()
     workload = _load_workload(job)
-    requests = prepare(workload, config.model.vocab_size)
-    engine = load_factory(job.engine_factory)(config, job.engine.weights)
-    events.send({"event": "stage", "stage": "warming up"})
-    warm_up_start_ns = time.monotonic_ns()
-    num_warm_up_steps = engine.warm_up()
-    warm_up_s = (time.monotonic_ns() - warm_up_start_ns) / 1e9
-    torch_device = _torch_device(config.device)
-    nvml, nvml_note = _open_nvml(torch_device)
-    events.send(
-        {
-            "event": "ready",
-            "pool": _describe_pool(engine),
-            "memory": engine.memory_bytes(),
-            "warm_up": {"duration_s": warm_up_s, "num_steps": num_warm_up_steps},
-            "num_cached_slots": _num_cached_slots(engine),
-            "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
-        }
-    )
-    # The engine makes no reference cycles, and looking for them costs more of a step the more requests run.
-    gc.collect()
-    gc.disable()
-    stop.is_deferred = True
-    events.send({"event": "stage", "stage": "running"})
-    start_ns = time.monotonic_ns()
-    with Journal(Path(job.journal), start_ns) as journal:
-        probe = DeviceProbe(nvml, torch_device)
-        sampler = Sampler(probe, journal.sample, start_ns=start_ns, interval_s=job.sample_interval_s)
-        arrivals = Arrivals(requests, start_ns, workload.concurrency)
-        history = PoolHistory(engine.pool_map, time.monotonic_ns, start_ns) if isinstance(engine, MapsPool) else None
-        playback = Playback(engine, arrivals, journal, events.send, lambda: stop.is_set, history)
-        if job.sample_interval_s > 0:
-            sampler.start()
-        try:
-            is_complete = playback.play()
-        finally:
-            if job.sample_interval_s > 0:
-                sampler.stop()
-            if history is not None:
-                history.write(Path(job.journal), job.engine.memory, job.repeat)
-        # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
-        playback.note_unfinished()
-    events.send({"event": "watched", "duration_s": (playback.noting_ns + sampler.busy_ns) / 1e9})
-    notes = tuple(note for note in (nvml_note, probe.lost_note) if note)
+    requests = prepare(workload, load_model_config(job.engine.model).vocab_size)
+    kind = external_kind(job.engine.memory)
+    is_local = kind is None or kind.is_local
+    with _target(job) as target:
+        events.send({"event": "stage", "stage": "warming up"})
+        warm_up_start_ns = time.monotonic_ns()
+        num_warm_up_steps = target.warm_up()
+        warm_up_s = (time.monotonic_ns() - warm_up_start_ns) / 1e9
+        torch_device = _torch_device(job.engine.device) if is_local else None
+        nvml, nvml_note = _open_nvml(torch_device) if is_local else (None, None)
+        events.send(
+            {
+                "event": "ready",
+                "pool": target.pool() if isinstance(target, ExternalTarget) else _describe_pool(target),
+                "memory": target.memory_bytes(),
+                "warm_up": {"duration_s": warm_up_s, "num_steps": num_warm_up_steps},
+                "num_cached_slots": _num_cached_slots(target) if isinstance(target, MapsPool) else None,
+                "facts": target.facts() if isinstance(target, ExternalTarget) else {},
+                "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
+            }
+        )
+        if kind is None:
+            # Our engine makes no reference cycles, and looking for them costs more of a step the more requests run.
+            gc.collect()
+            gc.disable()
+        stop.is_deferred = True
+        events.send({"event": "stage", "stage": "running"})
+        start_ns = time.monotonic_ns()
+        with Journal(Path(job.journal), start_ns, has_receipts=kind is not None) as journal:
+            probe = DeviceProbe(nvml, torch_device)
+            sampler = Sampler(probe, journal.sample, start_ns=start_ns, interval_s=job.sample_interval_s)
+            is_sampling = is_local and job.sample_interval_s > 0
+            arrivals = Arrivals(requests, start_ns, workload.concurrency)
+            history = None
+            if isinstance(target, MapsPool):
+                history = PoolHistory(target.pool_map, time.monotonic_ns, start_ns)
+            playback: Playback | ExternalPlayback
+            if isinstance(target, ExternalTarget):
+                playback = ExternalPlayback(target, arrivals, journal, events.send, lambda: stop.is_set)
+            else:
+                playback = Playback(target, arrivals, journal, events.send, lambda: stop.is_set, history)
+            if is_sampling:
+                sampler.start()
+            try:
+                is_complete = playback.play()
+            finally:
+                if is_sampling:
+                    sampler.stop()
+                if history is not None:
+                    history.write(Path(job.journal), job.engine.memory, job.repeat)
+            # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
+            playback.note_unfinished()
+        events.send({"event": "watched", "duration_s": (playback.noting_ns + sampler.busy_ns) / 1e9})
+        own_notes = target.notes() if isinstance(target, ExternalTarget) else ()
+    notes = tuple(note for note in (nvml_note, probe.lost_note, *own_notes) if note)
     if not is_complete:
         return Outcome("interrupted", "interrupted while the engine ran", notes)
+    if isinstance(playback, ExternalPlayback) and playback.failure is not None:
+        return Outcome("failed", playback.failure, notes)
     return Outcome("complete", None, notes)
+
+
+@contextmanager
+def _target(job: Job) -> Iterator[Target | ExternalTarget]:
+    """The engine of the job, loaded; one that is not ours is closed at the end, also after an error."""
+    kind = external_kind(job.engine.memory)
+    if kind is None:
+        yield load_factory(job.engine_factory)(job.engine.config(), job.engine.weights)
+        return
+    target = kind.load(job.engine, job.access)
+    try:
+        yield target
+    finally:
+        target.close()
 
 
 def _load_workload(job: Job) -> "Workload":
@@ -203,10 +235,8 @@ def _open_nvml(torch_device: "torch.device | None") -> tuple[NvmlDevice | None, 
         return None, f"memory in use is the worker process's resident memory: {error}"
 
 
-def _num_cached_slots(engine: Target) -> int | None:
-    """Slots that the prefix cache holds before the first request; None of an engine that does not tell."""
-    if not isinstance(engine, MapsPool):
-        return None
+def _num_cached_slots(engine: MapsPool) -> int:
+    """Slots that the prefix cache holds before the first request."""
     return int(engine.pool_map()[:, SPAN_FIELDS.index("cached")].sum())
 
 

@@ -115,7 +115,7 @@ def _equal_pools(subjects: Sequence[Subject]) -> Check:
     pools = [subject.pool_figure("pool_bytes") for subject in subjects]
     known = [pool for pool in pools if pool is not None]
     if len(known) < len(pools):
-        return Check(name, "unknown", "an engine ended before it had a pool")
+        return Check(name, "unknown", "an engine ended before it had a pool, or does not tell of it")
     detail = " and ".join(format_quantity(pool, "bytes") for pool in known)
     is_equal = max(known) - min(known) <= EQUAL_RATIO * max(known)
     return Check(name, "pass" if is_equal else "warn", detail)

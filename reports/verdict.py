@@ -87,7 +87,9 @@ def _judge_ratio(pair: Pair, ratio: float, caveats: tuple[str, ...]) -> Verdict:
     candidate, baseline = pair
     assert baseline is not None
     pools = [subject.pool_figure("pool_bytes") for subject in pair if subject is not None]
-    if pools[0] is not None and pools[1] is not None and abs(pools[0] - pools[1]) <= EQUAL_RATIO * pools[1]:
+    if pools[0] is None or pools[1] is None:
+        pool_text = ""  # an engine that does not tell of its pool
+    elif abs(pools[0] - pools[1]) <= EQUAL_RATIO * pools[1]:
         pool_text = f" on the same {format_quantity(pools[1], 'bytes')} KV pool"
     else:
         pool_text = " on KV pools of " + " and ".join(format_quantity(pool, "bytes") for pool in pools)

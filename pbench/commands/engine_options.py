@@ -13,8 +13,8 @@ _ENGINE = (
         "engines",
         multiple=True,
         metavar="SPEC",
-        help="paged, contiguous:max, contiguous:pow2, contiguous:oracle or static; repeatable."
-        "  [default: paged and contiguous:max]",
+        help="paged, contiguous:max, contiguous:pow2, contiguous:oracle or static; to run, also transformers (its"
+        " continuous batching) or openai:URL (a server); repeatable.  [default: paged and contiguous:max]",
     ),
     click.option(
         "--block-size",

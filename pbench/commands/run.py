@@ -100,6 +100,19 @@ Exit codes:
     metavar="TARGETS",
     help="Count goodput: requests that keep targets of ttft, tpot and e2e, as in ttft=500ms,tpot=50ms.",
 )
+@click.option(
+    "--request-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Of a request to openai:URL, from sending it to its last token; a late one counts as failed.",
+)
+@click.option(
+    "--api-key-env",
+    metavar="NAME",
+    help="The environment variable with the API key for openai:URL; the key itself is kept nowhere.",
+)
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context
@@ -114,6 +127,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     from pbench.comparison import print_comparison
     from pbench.environment import host_environment
     from pbench.experiment import Experiment, ExperimentPlan
+    from pbench.job import ServerAccess
     from pbench.live import view_for
     from pbench.settings import RunOptions, make_folder, resolve, run_id
 
@@ -135,6 +149,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         timeout_s=asked.timeout,
         num_repeats=asked.repeats,
         targets_ms=settings.targets_ms,
+        access=ServerAccess(asked.request_timeout, asked.api_key_env),
     )
     console = Console(highlight=False)
     for line in settings.lines():

@@ -73,7 +73,7 @@ def _chart(subject: Subject) -> Chart:
             )
         )
         begin_s = begin_s + span_s
-    num_preemptions = floats(subject.requests, "num_preemptions")[rows]
+    num_preemptions = np.nan_to_num(floats(subject.requests, "num_preemptions")[rows])  # missing: not known of any
     preempted = np.flatnonzero(num_preemptions)
     if len(preempted):
         figure.add_trace(
@@ -104,6 +104,7 @@ def _table(subjects: Sequence[Subject]) -> Table:
     for subject in subjects:
         totals = np.sum(phases_ms(subject), axis=0)
         slowest = np.argsort(np.nan_to_num(totals, nan=-1), kind="stable")[::-1][:_NUM_SLOWEST]
+        num_preemptions = floats(subject.requests, "num_preemptions")
         for row in slowest:
             spans = [phase[row] for phase in phases_ms(subject)]
             if np.isnan(spans).any():
@@ -116,7 +117,7 @@ def _table(subjects: Sequence[Subject]) -> Table:
                     format_number(int(request["num_prompt_tokens"])),
                     format_number(int(request["num_output_tokens"])),
                     *(format_quantity(float(span), "ms") for span in spans),
-                    str(request["num_preemptions"]),
+                    "-" if np.isnan(num_preemptions[row]) else format_number(num_preemptions[row]),
                 )
             )
     columns = (

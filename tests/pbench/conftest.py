@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pbench.experiment import Experiment, ExperimentPlan
-from pbench.job import ENGINE_FACTORY
+from pbench.job import DEFAULT_ACCESS, ENGINE_FACTORY, ServerAccess
 from pbench.results import RunResult
 from pbench.settings import RunOptions, resolve
 
@@ -65,6 +65,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
         engine_factory: str = ENGINE_FACTORY,
         timeout_s: float | None = None,
         num_repeats: int = 1,
+        access: ServerAccess = DEFAULT_ACCESS,
     ) -> RunResult:
         settings = resolve(options)
         folder = tmp_path / "run"
@@ -84,6 +85,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
             num_repeats=num_repeats,
             targets_ms=settings.targets_ms,
             engine_factory=engine_factory,
+            access=access,
         )
         return Experiment(plan, SilentView(on_event)).run()
 

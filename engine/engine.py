@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from pbench.engine.buddy_memory import BuddyMemory
 from pbench.engine.config import EngineConfig
@@ -12,6 +12,7 @@ from pbench.engine.draft import StepCounts
 from pbench.engine.errors import RequestError
 from pbench.engine.memory import KVMemory, MemoryCounters
 from pbench.engine.paged_memory import PagedMemory
+from pbench.engine.phases import Phases, no_phases
 from pbench.engine.plan import Choice, StepPlan
 from pbench.engine.pool_map import PoolMap
 from pbench.engine.preemption import PreemptionCosts
@@ -85,6 +86,14 @@ class StepRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class AnnouncingRunner(Protocol):
+    """A runner that tells of the phases within a launch."""
+
+    def announce(self, phases: Phases) -> None:
+        """See ``Engine.announce``."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Flight:
     """A step that was launched, and what is known of it before it has run."""
@@ -148,6 +157,13 @@ class Engine:
         self._in_flight: _Flight | None = None
         self._counters = self.memory.counters()  # up to here they stand in a record
         self._last_end_ns = 0
+        self._phases: Phases = no_phases
+
+    def announce(self, phases: Phases) -> None:
+        """Tell ``phases`` of the phases of every step from now on. Call it once, after ``warm_up``."""
+        self._phases = phases
+        if isinstance(self.runner, AnnouncingRunner):
+            self.runner.announce(phases)
 
     @property
     def has_unfinished(self) -> bool:
@@ -244,11 +260,13 @@ class Engine:
         if not self.scheduler.has_requests:
             return None
         start_ns = self.clock()
-        planned = self.scheduler.schedule(start_ns)
+        with self._phases("schedule"):
+            planned = self.scheduler.schedule(start_ns)
         if planned is None:
             return None
         plan, counts = planned
-        pending = self.runner.launch(plan)
+        with self._phases("launch"):
+            pending = self.runner.launch(plan)
         usage = self.memory.usage(self.scheduler.head)  # while the device computes
         return _Flight(plan, counts, pending, usage, self._take_events(), start_ns)
 
@@ -263,9 +281,11 @@ class Engine:
         The device runs one step after the other: a step that was launched earlier begins when the one before it ends.
         """
         plan, counts = flight.plan, flight.counts
-        choices = flight.pending.tolist()
+        with self._phases("wait"):
+            choices = flight.pending.tolist()
         end_ns = self.clock()
-        tokens, finished = self.scheduler.complete(choices, end_ns)
+        with self._phases("complete"):
+            tokens, finished = self.scheduler.complete(choices, end_ns)
         events = flight.events.plus(self._take_events())
         start_ns, self._last_end_ns = max(flight.start_ns, self._last_end_ns), end_ns
         self._live_request_ids.difference_update(record.request_id for record in finished)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pbench.engine.model_config import ModelConfig
+from pbench.engine.phases import Phases, no_phases
 from pbench.engine.rotary import rotary_table
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary import rotary_embedding
@@ -60,6 +61,7 @@ class Model(nn.Module):
         device = torch.device(device)
         self.config = config
         self.dtype = dtype
+        self.phases: Phases = no_phases
         self.embedding = _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = nn.ModuleList(Layer(config, index, dtype, device) for index in range(config.num_layers))
         self.final_norm = _parameter(config.hidden_size, dtype=dtype, device=device)
@@ -91,7 +93,8 @@ class Model(nn.Module):
         for layer, following_norm in zip(layers, following_norms, strict=True):
             hidden = layer.attend(hidden, positions, self.cos_sin, attention)
             hidden, residual = add_rms_norm(hidden, residual, layer.feed_forward_norm, eps)
-            hidden = layer.feed_forward(hidden)
+            with self.phases("mlp"):
+                hidden = layer.feed_forward(hidden)
             hidden, residual = add_rms_norm(hidden, residual, following_norm, eps)
         return hidden
 

@@ -11,6 +11,7 @@ from pbench.engine.batches import Batches, Layout, StepRows
 from pbench.engine.config import EngineConfig
 from pbench.engine.model import Model
 from pbench.engine.model_config import FP8
+from pbench.engine.phases import Phases, announced, no_phases
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
 from pbench.engine.sampling import Choices, TokenChooser, beam_candidates, token_scores
 from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
@@ -51,6 +52,7 @@ class Runner:
         self._swapper = Swapper(self.pool, config.num_host_blocks) if config.num_host_blocks else None
         self._batches = Batches(config, self.pool)
         self._chooser = TokenChooser(config.max_running, shape.vocab_size, self.device)
+        self._phases: Phases = no_phases
         self._graphs: StepGraphs | None = None
         self._decode_sizes: list[int] = []  # that graphs were captured for
         self._mixed_sizes: list[int] = []
@@ -61,24 +63,33 @@ class Runner:
     def launch(self, plan: StepPlan) -> Choices:
         """See ``pbench.engine.engine.StepRunner``."""
         self._chooser.seen.release(plan.released)
-        step = self._batches.take(plan)
+        phases = self._phases
+        with phases("prepare"):
+            step = self._batches.take(plan)
         if self._swapper is not None:
-            self._swapper.run(plan.swaps)
-        for source, destination, num_slots in plan.moves:  # every layer at once; the ranges never overlap
-            self.pool[..., destination : destination + num_slots, :] = self.pool[..., source : source + num_slots, :]
-        if plan.copies:
-            copy_blocks(self.pool, to_device(plan.copies, torch.int64, self.device))
+            with phases("swap"):
+                self._swapper.run(plan.swaps)
+        if plan.moves or plan.copies:
+            with phases("copy"):
+                self._copy(plan)
         samples = [sample for seq in plan.sequences for sample in seq.samples]
         layout = self._captured_layout(step)
         if self._graphs is None or layout is None:
             layout = self._batches.layout_of(step)
-            self._batches.stage(step, layout)
-            logits = self.model.logits(self._of_samples(self._forward(layout), plan))
-        else:
-            self._batches.stage(step, layout)
-            outputs = self._graphs.replay(layout)
-            if layout.num_prefills:
+            with phases("prepare"):
+                self._batches.stage(step, layout)
+            with phases("forward"):
+                outputs = self._forward(layout)
+            with phases("sample"):
                 logits = self.model.logits(self._of_samples(outputs, plan))
+        else:
+            with phases("prepare"):
+                self._batches.stage(step, layout)
+            with phases("replay"):
+                outputs = self._graphs.replay(layout)
+            if layout.num_prefills:
+                with phases("sample"):
+                    logits = self.model.logits(self._of_samples(outputs, plan))
             else:
                 num_decodes = plan.num_decodes
                 logits = self._of_samples(outputs[:num_decodes], plan)
@@ -87,8 +98,19 @@ class Runner:
                 ):
                     return Choices(self._batches.chosen[:num_decodes])
         chosen = self._batches.chosen[: len(samples)]
-        chosen.copy_(self._chooser.choose(logits, plan.sequences))
-        return Choices(chosen, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
+        with phases("sample"):
+            chosen.copy_(self._chooser.choose(logits, plan.sequences))
+            return Choices(chosen, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
+
+    def announce(self, phases: Phases) -> None:
+        """See ``pbench.engine.engine.Engine``."""
+        self._phases = self.model.phases = phases
+
+    def _copy(self, plan: StepPlan) -> None:
+        for source, destination, num_slots in plan.moves:  # every layer at once; the ranges never overlap
+            self.pool[..., destination : destination + num_slots, :] = self.pool[..., source : source + num_slots, :]
+        if plan.copies:
+            copy_blocks(self.pool, to_device(plan.copies, torch.int64, self.device))
 
     def memory_bytes(self) -> dict[str, int]:
         """See ``pbench.engine.engine.StepRunner``."""
@@ -182,7 +204,8 @@ class Runner:
     def _forward(self, layout: Layout) -> Tensor:
         batch = self._batches.batch(layout)
         attention = BatchAttention(batch, self.pool, is_contiguous=self.is_contiguous)
-        hidden: Tensor = self.model(batch.token_ids, batch.positions, attention)
+        announcing = announced(attention, "attention", self._phases)
+        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing)
         return hidden
 
 

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from pbench.figure_text import NOT_MEASURED, figure_text, legend
 from pbench.intervals import paired_ratio
+from pbench.profiling.phase_lines import phase_lines
 from pbench.results import METRICS, OUTCOMES, Check, EngineResult, RunResult
 from pbench.units import format_bytes, format_quantity, printable
 
@@ -65,6 +66,9 @@ def print_comparison(result: RunResult, console: Console) -> None:
     for engine in result.engines:
         if engine.memory:
             console.print(Text(f"memory at its peak ({engine.spec}): {_memory_line(engine.memory)}"), soft_wrap=True)
+    for engine in result.engines:
+        for line in phase_lines(engine):
+            console.print(Text(line), soft_wrap=True)
     for line in check_lines(result):
         console.print(Text(line), soft_wrap=True)
     for engine in result.engines:

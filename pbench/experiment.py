@@ -19,10 +19,20 @@ from pbench.disk_reserve import DiskReserve
 from pbench.environment import own_process
 from pbench.errors import RunFailedError
 from pbench.external.kinds import common_config, external_kind, recorded_config, unused_notes
-from pbench.job import DEFAULT_ACCESS, ENGINE_FACTORY, EngineOptions, Job, ServerAccess, WorkloadChoice
+from pbench.job import (
+    DEFAULT_ACCESS,
+    DEFAULT_PROFILING,
+    ENGINE_FACTORY,
+    EngineOptions,
+    Job,
+    ProfilingChoice,
+    ServerAccess,
+    WorkloadChoice,
+)
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
+from pbench.profiling.profiling import keep_recordings, read_phases
 from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
 from pbench.step_cost import step_cost
 from pbench.tables import Tables, read_journal, write_tables
@@ -55,6 +65,7 @@ class ExperimentPlan:
     targets_ms: Mapping[str, float] = field(default_factory=dict)  # of latencies, by name: --slo
     engine_factory: str = ENGINE_FACTORY
     access: ServerAccess = DEFAULT_ACCESS
+    profiling: ProfilingChoice = DEFAULT_PROFILING
 
 
 class Experiment:
@@ -148,6 +159,7 @@ class Experiment:
             repeat=number,
             engine_factory=plan.engine_factory,
             access=plan.access,
+            profiling=plan.profiling,
         )
         job.write(journal / "job.json")
         log_path = plan.folder / f"{name}.log"
@@ -185,6 +197,7 @@ class Experiment:
         try:
             write_tables(plan.folder, self._tables)
             gather_pool_maps(plan.folder, self._journals)
+            keep_recordings(journal, plan.folder, name)
         except OSError as error:
             outcome = outcome._replace(status="failed", reason=self._storage_broke(error))
         if outcome.status == "complete" and log_path.stat().st_size == 0:
@@ -215,6 +228,7 @@ class Experiment:
             warm_up=warm_up,
             steady=summary.steady,
             sampling=sampling,
+            phases=read_phases(journal),
             checks=check_repeat(evidence),
             notes=(*plan.notes, *unused_notes(options), *summary.notes, *outcome.notes),
         )

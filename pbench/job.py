@@ -115,6 +115,18 @@ DEFAULT_ACCESS = ServerAccess()
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilingChoice:
+    """What is recorded of the steps of our engines."""
+
+    kinds: tuple[str, ...] = ()  # "torch", "memory"
+    steps: tuple[int, int] = (32, 16)  # that torch's profiler records: the first one, and how many
+    phase_interval: int = 32  # the phases within every so many steps are timed; 0: none
+
+
+DEFAULT_PROFILING = ProfilingChoice()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One engine, one workload, and where to journal."""
 
@@ -126,6 +138,7 @@ class Job:
     repeat: int = 1  # of the engine, from 1
     engine_factory: str = ENGINE_FACTORY  # module:attribute, called with (EngineConfig, weights)
     access: ServerAccess = DEFAULT_ACCESS
+    profiling: ProfilingChoice = DEFAULT_PROFILING
 
     def write(self, path: Path) -> None:
         """Write the job as JSON, atomically."""
@@ -139,4 +152,6 @@ class Job:
         engine = EngineOptions(**data.pop("engine"))
         workload = WorkloadChoice(**data.pop("workload"))
         access = ServerAccess(**data.pop("access"))
-        return cls(**data, engine=engine, workload=workload, access=access)
+        profiling = data.pop("profiling")
+        choice = ProfilingChoice(tuple(profiling["kinds"]), tuple(profiling["steps"]), profiling["phase_interval"])
+        return cls(**data, engine=engine, workload=workload, access=access, profiling=choice)

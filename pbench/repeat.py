@@ -58,6 +58,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """Where a part of the steps' time went: see ``pbench.profiling.phase_timer``."""
+
+    where: str  # "host" | "device"; on the CPU the device is the host
+    steps: str  # "all" | "launched" kernel by kernel | "replayed" from a CUDA graph
+    phase: str
+    mean_ms: float  # of a step
+    share_pct: float  # of all time where it is the host's, else of what the device took for such steps
+    num_steps: int | None = None  # that were timed; None: all
+
+
+@dataclass(frozen=True, slots=True)
 class Repeat:
     """One repeat of an engine: everything that was measured of it alone. The raw rows are in the tables."""
 
@@ -72,6 +84,7 @@ class Repeat:
     warm_up: WarmUp | None = None  # None: it did not get so far
     steady: SteadyState | None = None  # None: not found
     sampling: Sampling | None = None  # None: the sampler was off
+    phases: tuple[PhaseTime, ...] = ()
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -85,12 +98,13 @@ class Repeat:
         """
         fields = dict(data)
         warm_up, steady, sampling = fields.pop("warm_up"), fields.pop("steady"), fields.pop("sampling", None)
-        checks, notes = fields.pop("checks"), fields.pop("notes")
+        checks, notes, phases = fields.pop("checks"), fields.pop("notes"), fields.pop("phases", ())
         return cls(
             **fields,
             warm_up=None if warm_up is None else WarmUp(**warm_up),
             steady=None if steady is None else SteadyState(**steady),
             sampling=None if sampling is None else Sampling(**sampling),
+            phases=tuple(PhaseTime(**phase) for phase in phases),
             checks=tuple(Check(**check) for check in checks),
             notes=tuple(notes),
         )

@@ -42,6 +42,7 @@ from pbench.repeat import OUTCOMES as OUTCOMES
 from pbench.repeat import WIDE_SPREAD_PCT as WIDE_SPREAD_PCT
 from pbench.repeat import Check as Check
 from pbench.repeat import Interval as Interval
+from pbench.repeat import PhaseTime as PhaseTime
 from pbench.repeat import Repeat as Repeat
 from pbench.repeat import Sampling as Sampling
 from pbench.repeat import SteadyState as SteadyState
@@ -466,6 +467,11 @@ class EngineResult:
         complete = [repeat for repeat in self.repeats if repeat.status == "complete"]
         summaries = {repeat.repeat: repeat.summary for repeat in complete} or {1: self.summary}
         return {number: value for number, summary in summaries.items() if (value := summary.get(name)) is not None}
+
+    @property
+    def phases(self) -> tuple[PhaseTime, ...]:
+        """Where the time of the typical repeat's steps went; empty where nobody timed them."""
+        return next((repeat.phases for repeat in self.repeats if repeat.repeat == self.typical_repeat), ())
 
     @property
     def typical_repeat(self) -> int:

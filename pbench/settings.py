@@ -12,7 +12,7 @@ from pbench.engine.model_config import ModelConfig, load_model_config
 from pbench.errors import UsageError
 from pbench.external.checks import check_external
 from pbench.external.kinds import check_spec, external_kind, unused_notes
-from pbench.job import EngineOptions, WorkloadChoice
+from pbench.job import DEFAULT_PROFILING, EngineOptions, ProfilingChoice, WorkloadChoice
 from pbench.slo import parse_targets
 from pbench.units import display_path, format_bytes, format_number, parse_bytes, printable
 
@@ -55,6 +55,9 @@ class RunOptions:
     slo: str | None = None  # ttft=500ms,tpot=50ms
     request_timeout: float = 600.0  # seconds
     api_key_env: str | None = None
+    profile: tuple[str, ...] = ()
+    profile_steps: tuple[int, int] = DEFAULT_PROFILING.steps
+    phase_interval: int = DEFAULT_PROFILING.phase_interval
     no_prefix_cache: bool = False
     partial_hits: bool = False
     no_chunked_prefill: bool = False
@@ -72,6 +75,7 @@ class Settings:
     engines: tuple[EngineOptions, ...]  # differ in their memory only
     is_limit_default: bool
     targets_ms: Mapping[str, float] = field(default_factory=dict)  # of latencies, by name
+    profiling: ProfilingChoice = DEFAULT_PROFILING
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -170,7 +174,18 @@ def resolve(options: RunOptions) -> Settings:
         check_fits(config, workload)
     for engine in engines:
         check_external(engine, workload)
-    return Settings(choice, workload, engines, is_limit_default, targets_ms)
+    return Settings(choice, workload, engines, is_limit_default, targets_ms, _profiling(options, engines))
+
+
+def _profiling(options: RunOptions, engines: tuple[EngineOptions, ...]) -> ProfilingChoice:
+    kinds = tuple(dict.fromkeys(options.profile))
+    if kinds and all(external_kind(engine.memory) is not None for engine in engines):
+        raise UsageError(f"--profile {kinds[0]} records engines of pbench's own; add --engine paged")
+    if "memory" in kinds and engines[0].device != "cuda":
+        raise UsageError(
+            "--profile memory needs an NVIDIA GPU: torch notes allocations of GPU memory only; run with --device cuda"
+        )
+    return ProfilingChoice(kinds, options.profile_steps, options.phase_interval)
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Protocol, runtime_checkable
 
 from pbench.engine.config import EngineConfig
+from pbench.engine.phases import Phases
 from pbench.engine.pool_map import PoolMap
 from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request
@@ -56,6 +57,14 @@ class Target(Protocol):
 
     def unfinished(self) -> Sequence[RequestRecord]:
         """How the requests stand that have not left the engine."""
+
+
+@runtime_checkable
+class Announces(Protocol):
+    """What an engine adds that can announce the phases of its steps."""
+
+    def announce(self, phases: Phases) -> None:
+        """Tell ``phases`` of every phase from now on."""
 
 
 @runtime_checkable

@@ -39,8 +39,9 @@ from pbench.journal import Journal
 from pbench.nvml import NvmlDevice, NvmlUnavailableError
 from pbench.playback import Playback
 from pbench.pool_history import PoolHistory
+from pbench.profiling.profiling import Profiling, unused_profiling
 from pbench.sampler import DeviceProbe, Sampler
-from pbench.target import MapsPool, Target, load_factory
+from pbench.target import Announces, MapsPool, Target, load_factory
 from pbench.workloads.errors import WorkloadError
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
     requests = prepare(workload, load_model_config(job.engine.model).vocab_size)
     kind = external_kind(job.engine.memory)
     is_local = kind is None or kind.is_local
+    profiling = Profiling(job.profiling, job.engine.device) if kind is None else None
     with _target(job) as target:
         events.send({"event": "stage", "stage": "warming up"})
         warm_up_start_ns = time.monotonic_ns()
@@ -156,6 +158,8 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
             gc.disable()
         stop.is_deferred = True
         events.send({"event": "stage", "stage": "running"})
+        if profiling is not None and isinstance(target, Announces):
+            profiling.listen(target)
         start_ns = time.monotonic_ns()
         with Journal(Path(job.journal), start_ns, has_receipts=kind is not None) as journal:
             probe = DeviceProbe(nvml, torch_device)
@@ -181,9 +185,10 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
                     history.write(Path(job.journal), job.engine.memory, job.repeat)
             # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
             playback.note_unfinished()
+        profiling_notes = unused_profiling(job.profiling) if profiling is None else profiling.write(Path(job.journal))
         events.send({"event": "watched", "duration_s": (playback.noting_ns + sampler.busy_ns) / 1e9})
         own_notes = target.notes() if isinstance(target, ExternalTarget) else ()
-    notes = tuple(note for note in (nvml_note, probe.lost_note, *own_notes) if note)
+    notes = tuple(note for note in (nvml_note, probe.lost_note, *own_notes, *profiling_notes) if note)
     if not is_complete:
         return Outcome("interrupted", "interrupted while the engine ran", notes)
     if isinstance(playback, ExternalPlayback) and playback.failure is not None:

@@ -113,6 +113,30 @@ Exit codes:
     metavar="NAME",
     help="The environment variable with the API key for openai:URL; the key itself is kept nowhere.",
 )
+@click.option(
+    "--profile",
+    type=click.Choice(["torch", "memory"]),
+    multiple=True,
+    help="torch: a trace of some steps for ui.perfetto.dev; memory: a snapshot of torch's allocator for"
+    " pytorch.org/memory_viz, on a GPU.",
+)
+@click.option(
+    "--profile-steps",
+    type=click.IntRange(min=0),
+    nargs=2,
+    default=(32, 16),
+    show_default=True,
+    metavar="FIRST COUNT",
+    help="Which steps --profile torch records.",
+)
+@click.option(
+    "--phase-interval",
+    type=click.IntRange(min=0),
+    default=32,
+    show_default=True,
+    metavar="STEPS",
+    help="Time the phases within every so many steps; 0 times none.",
+)
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context
@@ -150,6 +174,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         num_repeats=asked.repeats,
         targets_ms=settings.targets_ms,
         access=ServerAccess(asked.request_timeout, asked.api_key_env),
+        profiling=settings.profiling,
     )
     console = Console(highlight=False)
     for line in settings.lines():
@@ -159,6 +184,9 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     print_comparison(result, console)
     console.print()
     console.print(f"run:    {display_path(plan.folder)}", markup=False, soft_wrap=True)
+    for path in sorted((*plan.folder.glob("trace-*.json.gz"), *plan.folder.glob("memory-*.pickle"))):
+        where = "ui.perfetto.dev" if path.suffix == ".gz" else "pytorch.org/memory_viz"
+        console.print(f"opens in {where}: {display_path(path)}", markup=False, soft_wrap=True)
     _end(ctx, result, [] if asked.no_report else _report(plan.folder, console))
 
 

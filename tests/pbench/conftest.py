@@ -86,6 +86,7 @@ def run_experiment(tmp_path: Path) -> Callable[..., RunResult]:
             targets_ms=settings.targets_ms,
             engine_factory=engine_factory,
             access=access,
+            profiling=settings.profiling,
         )
         return Experiment(plan, SilentView(on_event)).run()
 

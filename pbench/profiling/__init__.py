@@ -1,0 +1,1 @@
+"""Where the time of an engine's steps goes, and what torch itself can record of them."""

@@ -152,7 +152,7 @@ def test_a_run_prints_both_engines_and_says_what_it_left_out(
 def test_the_report_is_rendered_from_the_finished_run(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def render(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inline") -> None:
+    def render(runs: Sequence[Run], stream: TextIO, *, plotlyjs: str = "inline", bench: object = None) -> None:
         stream.write(f"ünï {[run.result.status for run in runs]} {plotlyjs}")
 
     monkeypatch.setitem(sys.modules, "pbench.reports.report", SimpleNamespace(render_report=render))

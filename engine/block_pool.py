@@ -10,6 +10,9 @@ from pbench.engine.records import NUM_SHARER_BINS, sharer_bin
 if TYPE_CHECKING:
     from pbench.engine.child_index import ChildIndex
 
+# By the most sharers of a bin: the next bin.
+_BIN_ABOVE = {2**index: index + 1 for index in range(NUM_SHARER_BINS - 1)}
+
 
 class BlockPool:
     """Reference-counted blocks with a content cache on top. Every operation costs O(1) per block.
@@ -79,15 +82,17 @@ class BlockPool:
 
     def acquire(self, block_ids: Iterable[int]) -> None:
         """Add a reference to each, held or cached."""
-        num_refs, num_held_by_bin = self.num_refs, self.num_held_by_bin
+        num_refs, num_held_by_bin, evictable = self.num_refs, self.num_held_by_bin, self._evictable
         for block_id in block_ids:
             count = num_refs[block_id]
-            if count == 0:
-                self._evictable.remove(block_id)
-            else:
-                num_held_by_bin[sharer_bin(count)] -= 1
             num_refs[block_id] = count + 1
-            num_held_by_bin[sharer_bin(count + 1)] += 1
+            if count == 0:
+                evictable.remove(block_id)
+                num_held_by_bin[0] += 1
+            elif count in _BIN_ABOVE:  # elsewhere one sharer more leaves a block in its bin
+                above = _BIN_ABOVE[count]
+                num_held_by_bin[above - 1] -= 1
+                num_held_by_bin[above] += 1
 
     def release(self, block_ids: list[int]) -> None:
         """Drop a reference to each, in order; without any a block is cached, or free if the cache does not know it."""
@@ -107,9 +112,10 @@ class BlockPool:
                         children.remove([block_id])
                 else:
                     cached.append(block_id)
-            else:
-                num_held_by_bin[sharer_bin(num_left + 1)] -= 1
-                num_held_by_bin[sharer_bin(num_left)] += 1
+            elif num_left in _BIN_ABOVE:
+                above = _BIN_ABOVE[num_left]
+                num_held_by_bin[above] -= 1
+                num_held_by_bin[above - 1] += 1
         self._evictable.add(cached)
         num_held_by_bin[0] -= num_unheld
 

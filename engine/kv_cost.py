@@ -14,14 +14,13 @@ class BlockCost:
     def __init__(self, num_blocks: int) -> None:
         self.now_ns = 0
         self._since_ns = [0] * num_blocks  # when the block's level was last brought up to date
-        self._level_ns = [0.0] * num_blocks
+        self._level_ns = [0.0] * num_blocks  # 0 where nobody holds the block
 
     def take(self, block_ids: Iterable[int]) -> None:
         """Blocks get their first owner, who pays from now on."""
-        since_ns, level_ns, now_ns = self._since_ns, self._level_ns, self.now_ns
+        since_ns, now_ns = self._since_ns, self.now_ns
         for block_id in block_ids:
             since_ns[block_id] = now_ns
-            level_ns[block_id] = 0.0
 
     def join(self, block_ids: Iterable[int], num_owners: Sequence[int]) -> float:
         """Blocks get a further owner.
@@ -33,10 +32,13 @@ class BlockCost:
         Returns:
             What the new owner's account starts with: minus what the others have paid for already.
         """
+        since_ns, level_ns, now_ns = self._since_ns, self._level_ns, self.now_ns
         credit = 0.0
         for block_id in block_ids:
-            self._update(block_id, num_owners[block_id])
-            credit -= self._level_ns[block_id]
+            if owners := num_owners[block_id]:
+                level_ns[block_id] += (now_ns - since_ns[block_id]) / owners
+                credit -= level_ns[block_id]
+            since_ns[block_id] = now_ns
         return credit
 
     def leave(self, block_ids: Iterable[int], num_owners: Sequence[int]) -> float:
@@ -44,15 +46,9 @@ class BlockCost:
         since_ns, level_ns, now_ns = self._since_ns, self._level_ns, self.now_ns
         paid = 0.0
         for block_id in block_ids:
-            level = level_ns[block_id] + (now_ns - since_ns[block_id]) / num_owners[block_id]
-            level_ns[block_id] = level
+            owners = num_owners[block_id]
+            level = level_ns[block_id] + (now_ns - since_ns[block_id]) / owners
+            level_ns[block_id] = level if owners > 1 else 0.0
             since_ns[block_id] = now_ns
             paid += level
         return paid
-
-    def _update(self, block_id: int, num_owners: int) -> None:
-        if num_owners:
-            self._level_ns[block_id] += (self.now_ns - self._since_ns[block_id]) / num_owners
-        else:
-            self._level_ns[block_id] = 0.0
-        self._since_ns[block_id] = self.now_ns

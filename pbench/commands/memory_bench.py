@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--prompt-tokens", type=click.IntRange(min=16), default=131_072, show_default=True, help="Of the long prompt."
 )
 @click.option("--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Slots in a block.")
-@click.option("--repeats", type=click.IntRange(min=1), default=9, show_default=True, help="The fastest counts.")
+@click.option("--repeats", type=click.IntRange(min=1), default=15, show_default=True, help="The fastest counts.")
 @click.option(
     "--limit",
     type=click.FloatRange(min=1),

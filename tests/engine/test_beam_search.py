@@ -128,10 +128,20 @@ def test_hypotheses_are_those_of_transformers(
     )
 
 
-def test_preemption_changes_no_hypothesis(reference: tuple[LlamaForCausalLM, Path]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_prefix_cached": False},
+        {"has_partial_hits": True},
+        {"preemption": "swap"},
+        {"preemption": "swap", "has_partial_hits": True, "has_async_steps": False},
+    ],
+    ids=str,
+)
+def test_preemption_changes_no_hypothesis(reference: tuple[LlamaForCausalLM, Path], changes: dict[str, object]) -> None:
     model, folder = reference
     params = SamplingParams(max_tokens=30, n=3, beam_width=4)
-    engine = make_engine(folder, num_slots=200, is_prefix_cached=False)
+    engine = make_engine(folder, num_slots=200, host_kv_memory_bytes=1 << 20, **changes)
     for index, prompt in enumerate(prompts()):
         engine.add_request(Request(index, prompt, params))
     outputs, steps = finish(engine)

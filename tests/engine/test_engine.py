@@ -169,10 +169,15 @@ def test_greedy_tokens_are_those_of_transformers(
         assert sum(step.num_prefix_hit_tokens for step in steps) > 0
 
 
+@pytest.mark.parametrize("has_async_steps", [True, False])
 @pytest.mark.parametrize("is_prefix_cached", [True, False])
 @pytest.mark.parametrize("preemption", ["swap", "auto"])
 def test_swapping_gives_the_tokens_of_an_ample_pool(
-    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], preemption: str, is_prefix_cached: bool
+    reference: tuple[PreTrainedModel, Path],
+    expected: list[list[int]],
+    preemption: str,
+    is_prefix_cached: bool,
+    has_async_steps: bool,
 ) -> None:
     _, folder = reference
     slot_bytes = load_model_config(str(folder)).kv_bytes_per_token("float32")
@@ -180,6 +185,7 @@ def test_swapping_gives_the_tokens_of_an_ample_pool(
         folder,
         preemption=preemption,
         is_prefix_cached=is_prefix_cached,
+        has_async_steps=has_async_steps,
         kv_memory_bytes=112 * slot_bytes,
         host_kv_memory_bytes=400 * slot_bytes,
     )
@@ -324,6 +330,42 @@ def test_samples_of_one_request_are_those_of_separate_requests(
     expected_outputs, _, _ = finish(apart)
     assert [outputs[0, index] for index in range(4)] == [expected_outputs[index, 0] for index in range(4)]
     assert (len({tuple(tokens) for tokens in outputs.values()}) > 1) == (temperature > 0)
+
+
+def _ways() -> Iterator[dict[str, object]]:
+    slot_bytes = PRESETS["tiny"].kv_bytes_per_token("float32")
+    yield from ({"memory": memory} for memory in MEMORY_SPECS)
+    yield {"has_partial_hits": True}
+    yield {"is_prefix_cached": False}
+    for preemption in ("recompute", "swap"):
+        for has_partial_hits in (True, False):
+            yield {
+                "preemption": preemption,
+                "has_partial_hits": has_partial_hits,
+                "kv_memory_bytes": 144 * slot_bytes,
+                "host_kv_memory_bytes": 400 * slot_bytes,
+            }
+
+
+@pytest.mark.parametrize("has_async_steps", [True, False])
+@pytest.mark.parametrize("way", list(_ways()), ids=str)
+def test_samples_do_not_depend_on_the_memory(way: dict[str, object], has_async_steps: bool) -> None:
+    """Every memory, what its cache hits, and what happens when it is full: always the tokens of an ample paged pool."""
+    prompt = [5 * i % 90 for i in range(22)]
+    requests = [
+        Request(index, [*prompt[: 22 - 4 * index], index], SamplingParams(24, temperature=0.9, seed=9 * index, n=3))
+        for index in range(4)
+    ]
+    engines = make_engine(None, has_async_steps=has_async_steps, **way), make_engine(None)
+    for request in requests:
+        for engine in engines:
+            engine.add_request(request)
+    outputs, records, steps = finish(engines[0])
+    assert outputs == finish(engines[1])[0]
+    if "preemption" in way:
+        assert sum(step.num_preempted for step in steps) > 0
+        assert (sum(step.num_swapped_in_blocks for step in steps) > 0) == (way["preemption"] == "swap")
+        assert (sum(record.num_recomputed_tokens for record in records) > 0) == (way["preemption"] == "recompute")
 
 
 @pytest.mark.parametrize("has_async_steps", [True, False])

@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is imported. Tensors are small here, and threads that wait for one another on busy cores take minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

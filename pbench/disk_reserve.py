@@ -6,10 +6,13 @@ NUM_BYTES = 1 << 18  # many times what run.json takes
 
 
 class DiskReserve:
-    """A file that only takes space. Where even that does not fit there is no reserve."""
+    """A file in ``folder`` that only takes space."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".reserve"
+
+    def take(self) -> None:
+        """Take the room. Where it does not fit there is no reserve."""
         try:
             self._path.write_bytes(bytes(NUM_BYTES))
         except OSError:

@@ -4,6 +4,7 @@ Every engine runs as often as the plan repeats it. The engines take turns, each 
 before (A B, B A, A B, ...): whatever drifts slowly, such as a machine that warms up, then meets all of them alike.
 """
 
+import json
 import shutil
 import signal
 from collections.abc import Iterator, Mapping
@@ -32,8 +33,8 @@ from pbench.job import (
 from pbench.live import View
 from pbench.pool_history import gather_pool_maps
 from pbench.prefix_hits import write_prefix_hits
-from pbench.profiling.profiling import keep_recordings, read_phases
-from pbench.results import EngineResult, Repeat, RunResult, WarmUp, write_result
+from pbench.profiling.profiling import keep_recordings
+from pbench.results import EngineResult, Repeat, RunResult, write_result
 from pbench.step_cost import step_cost
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import display_path, slug
@@ -43,7 +44,9 @@ from pbench.worker_process import WorkerProcess
 if TYPE_CHECKING:
     from pbench.workloads.workload import Workload
 
-JOURNAL_FOLDER = ".journal"
+JOURNAL_FOLDER = ".journal"  # holds a folder for every repeat: its job, what its worker said when ready, its tables
+JOB_FILE = "job.json"
+READY_FILE = "ready.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Experiment:
         SIGINT and SIGTERM end the repeat that runs just now, keep what it measured, and start no further one.
         """
         plan = self._plan
+        self._reserve.take()
         self._write()
         with self._signals():
             for position, (index, number) in enumerate(schedule(len(plan.engines), plan.num_repeats)):
@@ -139,9 +143,7 @@ class Experiment:
         return f"{display_path(self._plan.folder)} cannot be written: {error.strerror or error}"
 
     def _play(self, index: int, number: int) -> Repeat:
-        from pbench.memory_account import account_memory
-        from pbench.metrics import sampling_of, summarise
-        from pbench.validity import Evidence, check_repeat
+        from pbench.repeat_summary import summarise_repeat
 
         plan = self._plan
         options = plan.engines[index]
@@ -161,28 +163,25 @@ class Experiment:
             access=plan.access,
             profiling=plan.profiling,
         )
-        job.write(journal / "job.json")
+        job.write(journal / JOB_FILE)
         log_path = plan.folder / f"{name}.log"
         label = spec if plan.num_repeats == 1 else f"{spec} {number}/{plan.num_repeats}"
         self._view.begin(label, plan.workload.num_requests)
-        worker = self._worker = WorkerProcess(journal / "job.json", log_path, plan.timeout_s)
-        pool: Mapping[str, int] = {}
-        memory: Mapping[str, int] = {}
-        warm_up: WarmUp | None = None
-        num_cached_slots: int | None = None
+        worker = self._worker = WorkerProcess(journal / JOB_FILE, log_path, plan.timeout_s)
+        ready: Mapping[str, Any] = {}
         watching_s: float | None = None
-        facts: Mapping[str, Any] = {}
-        gpu: Mapping[str, Any] | None = None  # that this engine ran on
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
                 worker.interrupt()
             for event in worker.events():
                 if event is not None and event["event"] == "ready":
-                    pool, memory, facts = event["pool"], event["memory"], event["facts"]
-                    warm_up, num_cached_slots = WarmUp(**event["warm_up"]), event["num_cached_slots"]
+                    ready = event
+                    (journal / READY_FILE).write_text(json.dumps(event), encoding="utf-8")
                     if event["gpu"] is not None:
-                        gpu = self._environment["gpu"] = event["gpu"]
+                        self._environment["gpu"] = event["gpu"]
+                    config = self._configs[index] | event["facts"]
+                    self._engines[index] = replace(self._engines[index], pool=event["pool"], config=config)
                 if event is not None and event["event"] == "watched":
                     watching_s = event["duration_s"]
                 self._view.show(event)
@@ -202,35 +201,17 @@ class Experiment:
             outcome = outcome._replace(status="failed", reason=self._storage_broke(error))
         if outcome.status == "complete" and log_path.stat().st_size == 0:
             log_path.unlink()
-        summary = summarise(tables, pool, plan.targets_ms)
-        sampling = sampling_of(tables.device, plan.sample_interval_s)
-        evidence = Evidence(
-            tables=tables,
-            pool=pool,
-            workload=plan.workload.record(),
-            duration_s=summary.values["duration_s"],
-            steady=summary.steady,
-            sampling=sampling,
-            gpu=gpu,
-            num_cached_slots=num_cached_slots,
+        return summarise_repeat(
+            number,
+            outcome,
+            tables,
+            journal=journal,
+            ready=ready,
             watching_s=watching_s,
-        )
-        if pool or facts:
-            config = self._configs[index] | dict(facts)
-            self._engines[index] = replace(self._engines[index], pool=pool, config=config)
-        return Repeat(
-            repeat=number,
-            status=outcome.status,
-            reason=outcome.reason,
-            memory=account_memory(memory, tables.device) if memory else {},
-            summary=summary.values,
-            samples=summary.samples,
-            warm_up=warm_up,
-            steady=summary.steady,
-            sampling=sampling,
-            phases=read_phases(journal),
-            checks=check_repeat(evidence),
-            notes=(*plan.notes, *unused_notes(options), *summary.notes, *outcome.notes),
+            workload=plan.workload.record(),
+            sample_interval_s=plan.sample_interval_s,
+            targets_ms=plan.targets_ms,
+            notes=(*plan.notes, *unused_notes(options)),
         )
 
     def _result(self) -> RunResult:

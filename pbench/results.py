@@ -192,6 +192,8 @@ TOKEN_COLUMNS = {
     "step": "int32",  # that gave it out; the token's time is the step's end
 }
 
+KILLED = "pbench itself was killed while it ran"
+
 _CLOCK_S = 1.0  # by which two readings of a process's start may differ
 
 # Columns that tables of an earlier version lack, and what stands for them.
@@ -576,10 +578,10 @@ def read_result(folder: Path) -> RunResult:
         result = RunResult(**(data | {"command": tuple(data["command"])}), engines=engines, checks=checks)
     except (KeyError, TypeError) as error:
         raise ResultError(f"{path} is not a complete record: {error}") from error
-    return _buried(result) if result.status == "running" and _is_dead(result.process) else result
+    return _buried(result) if result.status == "running" and is_gone(result.process) else result
 
 
-def _is_dead(process: Mapping[str, Any]) -> bool:
+def is_gone(process: Mapping[str, Any]) -> bool:
     """Whether the process was of this machine and is no more; False where that cannot be told."""
     import psutil
 
@@ -596,9 +598,8 @@ def _is_dead(process: Mapping[str, Any]) -> bool:
 
 def _buried(result: RunResult) -> RunResult:
     """The record of a run whose process was killed before it could write how it ended."""
-    reason = "pbench itself was killed; what it had measured of this repeat is in the folder's .journal"
     engines = (
-        replace(engine, status="failed", reason=reason) if engine.status == "running" else engine
+        replace(engine, status="failed", reason=KILLED) if engine.status == "running" else engine
         for engine in result.engines
     )
     return replace(result, status="failed", engines=tuple(engines))

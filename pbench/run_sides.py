@@ -7,6 +7,7 @@ from pathlib import Path
 from pbench.aggregation import aggregate
 from pbench.errors import IncomparableError, UsageError
 from pbench.results import EngineResult, Repeat, RunResult, read_result
+from pbench.salvage import salvage
 from pbench.units import display_path, printable
 
 
@@ -30,8 +31,14 @@ def read_side(folder: Path) -> LabelledRun:
     if not (folder / "run.json").exists() and folder.is_dir():
         paths = sorted(path.parent for path in folder.glob("*/run.json"))
         if paths:
-            return LabelledRun(label, pool_runs([LabelledRun(display_path(path), read_result(path)) for path in paths]))
-    return LabelledRun(label, read_result(folder))
+            return LabelledRun(label, pool_runs([LabelledRun(display_path(path), _read(path)) for path in paths]))
+    return LabelledRun(label, _read(folder))
+
+
+def _read(folder: Path) -> RunResult:
+    """The record of a run; of one that was left in the middle it is made whole first."""
+    salvage(folder)
+    return read_result(folder)
 
 
 def pool_runs(runs: Sequence[LabelledRun]) -> RunResult:

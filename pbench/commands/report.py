@@ -85,10 +85,13 @@ def _run_page(folders: Sequence[Path], kernels: Path | None) -> _Page:
     from pbench.reports.page import build_page
     from pbench.reports.report import render_page
     from pbench.results import Run
+    from pbench.salvage import salvage
 
     runs = [Run(folder) for folder in folders]
     for run in runs:
         _ = run.result  # a path that is no run folder is refused before any table is read
+        if salvage(run.path):
+            click.echo(f"{display_path(run.path)} was left in the middle: its figures are from its journal", err=True)
     page = build_page(runs, known_limits(runs, kernels))
     return _Page(page.panels, {subject.key: subject.label for subject in page.subjects}, partial(render_page, page))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pbench.__main__ import main
 from pbench.results import Run
 from pbench.tables import read_journal
 
@@ -88,9 +89,18 @@ def test_a_killed_harness_leaves_no_worker_and_a_readable_journal(
     result = Run(folder).result
     paged, contiguous = result.engines
     assert (result.status, paged.status, contiguous.status) == ("failed", "failed", "failed")
-    assert paged.reason is not None
-    assert "was killed" in paged.reason
+    assert paged.reason == "pbench itself was killed while it ran"
     tables = read_journal(folder / ".journal" / "paged", "paged")
     assert len(tables.steps) >= 5
     assert len(tables.requests) == 1024
     assert len(tables.device) >= 1
+    assert main(["report", str(folder), "--plotlyjs", "directory"]) == 0
+    run = Run(folder)
+    paged, contiguous = run.result.engines
+    assert (run.result.status, paged.status, contiguous.status) == ("failed", "failed", "failed")
+    assert paged.summary["num_steps"] == len(tables.steps) == len(run.steps())
+    assert paged.pool["pool_bytes"] == 4 * 2**20
+    assert [repeat.reason for repeat in paged.repeats] == ["pbench itself was killed while it ran"]
+    assert (contiguous.reason, contiguous.repeats) == ("pbench itself was killed while it ran", ())
+    assert not (folder / ".journal").exists()
+    assert not (folder / ".reserve").exists()

@@ -32,7 +32,7 @@ def host_environment() -> dict[str, Any]:
             "model": _cpu_model(),
             "num_cores": psutil.cpu_count(logical=False),
             "num_logical_cores": psutil.cpu_count(),
-            "num_usable_cores": _num_usable_cores(),
+            "num_usable_cores": len(usable_cores()),
             "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         },
         "memory_bytes": psutil.virtual_memory().total,
@@ -115,9 +115,11 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _num_usable_cores() -> int | None:
-    """Cores that this process may run on; containers and taskset leave fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count()
+def usable_cores() -> list[int]:
+    """The cores that this process may run on; containers and taskset leave fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(psutil.cpu_count() or 1))
 
 
 def git_state(root: Path) -> dict[str, Any]:

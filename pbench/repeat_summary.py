@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pbench.environment import usable_cores
 from pbench.memory_account import account_memory
 from pbench.metrics import sampling_of, summarise
 from pbench.profiling.profiling import read_phases
@@ -53,6 +54,7 @@ def summarise_repeat(
         gpu=ready.get("gpu"),
         num_cached_slots=ready.get("num_cached_slots"),
         watching_s=watching_s,
+        num_cores=len(usable_cores()),  # a worker inherits ours
     )
     return Repeat(
         repeat=number,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
+from pbench.environment import usable_cores
 from pbench.journal import DeviceSample
 from pbench.nvml import NvmlDevice
 
@@ -41,15 +42,15 @@ class DeviceProbe:
         self._first_energy_j: float | None = None
         self._next_slow_ns = 0
         self._first_swapped_bytes = _swapped_bytes()
-        # CPU shares are since the call before: these begin the first.
-        psutil.cpu_percent()
-        self._process.cpu_percent()
+        self._cores = usable_cores()
+        self._cpu_pct()  # shares are since the call before: this one begins the first
 
     def __call__(self, time_ns: int) -> DeviceSample:
         """One sample. After NVML was lost its fields are None and the source says ``process``."""
-        is_slow_due = time_ns >= self._next_slow_ns
+        is_first, is_slow_due = self._next_slow_ns == 0, time_ns >= self._next_slow_ns
         if is_slow_due:
             self._next_slow_ns = time_ns + SLOW_INTERVAL_NS
+        host_cpu_pct, process_cpu_pct = self._cpu_pct() if is_slow_due and not is_first else (None, None)
         memory = psutil.virtual_memory()
         allocated_bytes, reserved_bytes, inactive_bytes = self._torch_bytes()
         sample = DeviceSample(
@@ -60,8 +61,8 @@ class DeviceProbe:
             torch_reserved_bytes=reserved_bytes,
             torch_inactive_bytes=inactive_bytes,
             host_used_bytes=memory.total - memory.available,
-            host_cpu_pct=psutil.cpu_percent(),
-            process_cpu_pct=self._process.cpu_percent(),
+            host_cpu_pct=host_cpu_pct,
+            process_cpu_pct=process_cpu_pct,
             host_swapped_bytes=self._swapped_bytes() if is_slow_due else None,
         )
         nvml = self._nvml
@@ -124,6 +125,12 @@ class DeviceProbe:
         if not own and len(processes) == 1:
             own = processes
         return own[0].used_bytes if own else None, len(processes) - 1
+
+    def _cpu_pct(self) -> tuple[float, float]:
+        """Since the call before, in %: of the cores that we may run on, by everybody; of one core, by this process."""
+        by_core = psutil.cpu_percent(percpu=True)
+        ours = [by_core[core] for core in self._cores if core < len(by_core)] or by_core
+        return sum(ours) / len(ours), self._process.cpu_percent()
 
     def _swapped_bytes(self) -> int | None:
         swapped_bytes = _swapped_bytes()

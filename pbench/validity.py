@@ -37,6 +37,7 @@ class Evidence:
     gpu: Mapping[str, Any] | None = None  # as in the environment
     num_cached_slots: int | None = None  # before the first request
     watching_s: float | None = None  # that sampling and noting took
+    num_cores: int = 1  # that the worker might run on
     is_simulated: bool = False
 
 
@@ -57,7 +58,7 @@ def _checks(evidence: Evidence) -> Iterator[Check]:
     yield _steady(evidence)
     if evidence.gpu is not None:
         yield from check_gpu(evidence.tables.device, evidence.gpu)
-    yield from check_host(evidence.tables.device)
+    yield from check_host(evidence.tables.device, evidence.num_cores)
     yield _sampled(evidence)
     yield _watched_cheaply(evidence)
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from pbench.results import Check
 from pbench.units import format_bytes, format_number, format_quantity
@@ -21,7 +20,7 @@ _SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "thermal", 0x40: "thermal (hardwar
 _BUSY_PCT = 50.0  # utilization from which a clock should be at its highest
 _STEADY_CLOCK_PCT, _FALLEN_CLOCK_PCT = 95.0, 80.0  # of the highest
 _MARGIN_C = 5.0  # below the temperature at which the GPU slows itself down
-_OTHERS_WARN_PCT, _OTHERS_FAIL_PCT = 10.0, 50.0  # of all cores
+_OTHERS_WARN_PCT, _OTHERS_FAIL_PCT = 10.0, 50.0  # of our cores
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,10 +34,10 @@ def check_gpu(device: "pd.DataFrame", gpu: Mapping[str, Any]) -> Iterator[Check]
     yield _gpu_alone(_measured(device, "num_foreign_processes"))
 
 
-def check_host(device: "pd.DataFrame") -> Iterator[Check]:
-    """The checks of the host, from the samples."""
+def check_host(device: "pd.DataFrame", num_cores: int) -> Iterator[Check]:
+    """The checks of the host, from the samples and the number of cores that the worker might run on."""
     yield _not_swapping(_measured(device, "host_swapped_bytes"))
-    yield _cpu_alone(device)
+    yield _cpu_alone(device, num_cores)
 
 
 def _unthrottled(masks: npt.NDArray[np.int64]) -> Check:
@@ -100,17 +99,16 @@ def _not_swapping(swapped: Floats) -> Check:
     return Check(name, "warn" if num_bytes else "pass", f"{format_bytes(num_bytes)} swapped", num_bytes, "bytes")
 
 
-def _cpu_alone(device: "pd.DataFrame") -> Check:
-    """What of all cores others used, on average: a benchmark next to a compilation measures the compilation."""
+def _cpu_alone(device: "pd.DataFrame", num_cores: int) -> Check:
+    """What of our cores others used, on average: a benchmark next to a compilation measures the compilation."""
     name = "CPU to itself"
-    num_cores = psutil.cpu_count() or 1
     used = device[["host_cpu_pct", "process_cpu_pct"]].dropna()
     if used.empty:
-        return Check(name, "unknown", "it was not sampled")
+        return Check(name, "unknown", "it was not sampled: that takes a second")
     by_all, by_us = (_measured(used, column).mean() for column in ("host_cpu_pct", "process_cpu_pct"))
     others_pct = max(0.0, float(by_all) - float(by_us) / num_cores)
     outcome = "pass" if others_pct <= _OTHERS_WARN_PCT else "warn" if others_pct <= _OTHERS_FAIL_PCT else "fail"
-    detail = f"other processes used {format_quantity(others_pct, '%')} of all {num_cores} cores on average"
+    detail = f"other processes used {format_quantity(others_pct, '%')} of the {num_cores} cores on average"
     return Check(name, outcome, detail, others_pct, "%")
 
 

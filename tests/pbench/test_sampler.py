@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pbench.journal import DeviceSample
-from pbench.sampler import DeviceProbe, Sampler
+from pbench.sampler import SLOW_INTERVAL_NS, DeviceProbe, Sampler
 
 
 def sample_at(time_ns: int) -> DeviceSample:
@@ -51,12 +51,17 @@ def test_samples_span_the_run_and_keep_their_rate() -> None:
 
 def test_cpu_shares_are_since_the_sample_before() -> None:
     probe = DeviceProbe(None, None)
+    first = probe(0)
+    assert (first.host_cpu_pct, first.process_cpu_pct) == (None, None)  # since when?
     end_s = time.process_time() + 0.2
     while time.process_time() < end_s:
         pass
-    busy = probe(0)
+    busy = probe(SLOW_INTERVAL_NS)
     time.sleep(0.2)
-    idle = probe(1)
+    assert probe(SLOW_INTERVAL_NS + 1).process_cpu_pct is None  # it is not looked at as often as the rest
+    idle = probe(2 * SLOW_INTERVAL_NS)
+    assert busy.host_cpu_pct is not None
+    assert 0 < busy.host_cpu_pct <= 100
     assert busy.process_cpu_pct is not None
     assert idle.process_cpu_pct is not None
     assert busy.process_cpu_pct > 2 * idle.process_cpu_pct
@@ -98,7 +103,7 @@ def test_without_nvml_the_process_is_measured_and_named_as_the_source() -> None:
     assert sample.process_rss_bytes is not None
     assert sample.process_rss_bytes > len(ballast)
     told = {name for name in sample._fields[2:] if getattr(sample, name) is not None}
-    about_host = {"host_used_bytes", "host_cpu_pct", "process_cpu_pct", "host_swapped_bytes"}
+    about_host = {"host_used_bytes", "host_swapped_bytes"}
     assert told - about_host == {"process_rss_bytes"}
     assert sample.host_used_bytes is not None
     assert sample.host_used_bytes > sample.process_rss_bytes

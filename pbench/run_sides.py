@@ -66,14 +66,15 @@ def pool_runs(runs: Sequence[LabelledRun]) -> RunResult:
     return replace(first.result, engines=tuple(engines))
 
 
-_SAME = ("workload", "configuration", "set of engines", "GPU")
+_SAME = ("workload", "configuration", "set of engines", "GPU or driver")
 
 
 def _identity(result: RunResult) -> tuple[object, ...]:
     config = {name: value for name, value in result.config.items() if name != "num_repeats"}
     specs = [engine.spec for engine in result.engines]
     workload = tuple(result.workload.get(name) for name in ("sha256", "seed"))
-    return workload, config, specs, result.environment.get("gpu")
+    gpu = result.environment.get("gpu") or {}
+    return workload, config, specs, tuple(gpu.get(name) for name in ("name", "driver_version"))
 
 
 def _of(engine: EngineResult) -> tuple[Repeat, ...]:

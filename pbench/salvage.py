@@ -36,6 +36,8 @@ def salvage(folder: Path) -> bool:
     if not journals.is_dir() or not is_gone((result := read_result(folder)).process):
         return False
     jobs = [(Job.read(path / JOB_FILE), path) for path in journals.iterdir() if (path / JOB_FILE).exists()]
+    if not jobs:  # a simulation's, which is quicker to play again
+        return False
     specs = [engine.spec for engine in result.engines]
     jobs.sort(key=lambda one: (specs.index(one[0].engine.memory), one[0].repeat))
     found = [_Found(job, path, read_journal(path, job.engine.memory, job.repeat)) for job, path in jobs]

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class SimulationPlan:
     speed: Speed
     environment: Mapping[str, Any]
     notes: tuple[str, ...] = ()  # hold for every engine
+    process: Mapping[str, Any] = field(default_factory=dict)  # that started it: a sweep's own, not its helpers'
 
 
 class Simulation:
@@ -181,6 +182,7 @@ class Simulation:
             environment=plan.environment,
             engines=tuple(self._engines),
             checks=check_run(self._engines, plan.workload.record()),
+            process=plan.process,
         )
 
 

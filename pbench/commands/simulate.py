@@ -122,7 +122,7 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
     """
     from rich.console import Console
 
-    from pbench.environment import host_environment
+    from pbench.environment import host_environment, own_process
     from pbench.settings import make_folder, run_id
     from pbench.simulation import SimulationPlan
 
@@ -144,6 +144,7 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
             speed=settings.speed,
             environment=environment,
             notes=(settings.note, *size.notes),
+            process=own_process(),
         )
         for size in settings.sizes
     ]

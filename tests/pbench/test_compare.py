@@ -258,12 +258,22 @@ def test_a_folder_of_runs_is_one_run_with_their_repeats(tmp_path: Path, capsys: 
 
 
 def test_a_folder_of_runs_of_different_things_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mixed").mkdir()
     (tmp_path / "one").mkdir()
-    save(tmp_path / "mixed", [run_result(), run_result(max_running=8)])
     (one,) = save(tmp_path / "one", [run_result()])
-    assert main(["compare", one, str(tmp_path / "mixed")]) == 4
-    assert "another configuration" in capsys.readouterr().err
+    others = {
+        "another workload": run_result(workload={"sha256": "cd" * 32}),
+        "another configuration": run_result(max_running=8),
+        "another set of engines": run_result("paged", "static"),
+        "another GPU or driver": run_result(gpu={"driver_version": "590.1"}),
+    }
+    for reason, other in others.items():
+        (tmp_path / reason).mkdir()
+        save(
+            tmp_path / reason,
+            [run_result(gpu={"sm_clock_mhz": 345.0}), run_result(gpu={"sm_clock_mhz": 1980.0}), other],
+        )
+        assert main(["compare", one, str(tmp_path / reason)]) == 4
+        assert f"run2 is no repeat of {tmp_path / reason}/run0: {reason}" in capsys.readouterr().err
 
 
 def test_a_run_that_did_not_end_and_the_notes_of_each_are_told() -> None:

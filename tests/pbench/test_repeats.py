@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pbench.aggregation import aggregate
+from pbench.environment import own_process
 from pbench.experiment import schedule
 from pbench.results import (
     DEVICE_COLUMNS,
@@ -26,6 +27,7 @@ from pbench.results import (
     read_result,
     write_result,
 )
+from pbench.salvage import salvage
 from pbench.settings import RunOptions
 
 NEW_IN_3 = (
@@ -177,3 +179,25 @@ def test_a_repeated_run_keeps_every_repeat_and_its_rows(
     for table in (run.requests(), run.device(), run.prefixes(), run.pool_map()):
         owners = set(zip(table["engine"], table["repeat"], strict=True))
         assert owners == set(positions)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, "running"),
+        ({"created_s": 0.0}, "failed"),  # its id was given to a younger process
+        ({"id": 2**22 + 1}, "failed"),  # beyond the largest that Linux gives
+        ({"host": "elsewhere", "created_s": 0.0}, "running"),  # it cannot be seen from here
+    ],
+)
+def test_a_record_that_says_running_is_believed_while_its_process_may_live(
+    changes: dict[str, Any], status: str, tmp_path: Path
+) -> None:
+    engines = (EngineResult("paged", "complete"), EngineResult("static", "running"))
+    process = own_process() | changes
+    write_result(tmp_path, RunResult("id", "now", "running", ("pbench",), {}, {}, {}, engines, process=process))
+    read = read_result(tmp_path)
+    assert (read.status, [engine.status for engine in read.engines]) == (status, ["complete", status])
+    (tmp_path / ".journal").mkdir()
+    assert not salvage(tmp_path)  # a live run's journals are its own, and here a dead one left none
+    assert (tmp_path / ".journal").exists()

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from pbench.aggregation import aggregate
 from pbench.disk_reserve import DiskReserve
 from pbench.experiment import JOB_FILE, JOURNAL_FOLDER, READY_FILE
 from pbench.job import Job
 from pbench.pool_history import gather_pool_maps
+from pbench.profiling.profiling import keep_recordings
 from pbench.repeat_summary import summarise_repeat
 from pbench.results import KILLED, EngineResult, Repeat, RunResult, is_gone, read_result, write_result
 from pbench.tables import Tables, read_journal, write_tables
@@ -33,7 +36,7 @@ def salvage(folder: Path) -> bool:
 
     """
     journals = folder / JOURNAL_FOLDER
-    if not journals.is_dir() or not is_gone((result := read_result(folder)).process):
+    if not journals.is_dir() or not is_gone((result := read_result(folder)).process) or has_worker(folder):
         return False
     jobs = [(Job.read(path / JOB_FILE), path) for path in journals.iterdir() if (path / JOB_FILE).exists()]
     if not jobs:  # a simulation's, which is quicker to play again
@@ -45,12 +48,27 @@ def salvage(folder: Path) -> bool:
     try:
         write_tables(folder, [one.tables for one in found])
         gather_pool_maps(folder, [one.journal for one in found])
+        for one in found:
+            keep_recordings(one.journal, folder, one.journal.name)
         write_result(folder, replace(result, engines=engines, checks=check_run(engines, result.workload)))
         shutil.rmtree(journals)
         DiskReserve(folder).release()
     except OSError:
         return False
     return True
+
+
+def has_worker(folder: Path) -> bool:
+    """Whether a worker still writes there: it notices that nobody listens when it next has something to say."""
+    journals = (folder / JOURNAL_FOLDER).resolve()
+    processes = [process.info for process in psutil.process_iter(["cmdline", "cwd"])]
+    jobs = (  # a worker is told its job by a path that may be relative to where it stands
+        Path(info["cwd"], argument)
+        for info in processes
+        for argument in info["cmdline"] or ()
+        if argument.endswith(JOB_FILE) and info["cwd"]
+    )
+    return any(journals in job.resolve().parents for job in jobs)
 
 
 class _Found(NamedTuple):

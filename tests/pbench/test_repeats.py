@@ -1,6 +1,8 @@
 """Repeats: their order, what is kept of each, what follows from all, and records of before there were any."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from pbench.results import (
     read_result,
     write_result,
 )
-from pbench.salvage import salvage
+from pbench.salvage import has_worker, salvage
 from pbench.settings import RunOptions
 
 NEW_IN_3 = (
@@ -201,3 +203,14 @@ def test_a_record_that_says_running_is_believed_while_its_process_may_live(
     (tmp_path / ".journal").mkdir()
     assert not salvage(tmp_path)  # a live run's journals are its own, and here a dead one left none
     assert (tmp_path / ".journal").exists()
+
+
+def test_a_worker_that_still_writes_keeps_its_journal(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert not has_worker(folder)
+    job = folder / ".journal" / "paged" / "job.json"
+    with subprocess.Popen([sys.executable, "-c", "input()", str(job)], stdin=subprocess.PIPE) as worker:
+        assert has_worker(folder)
+        assert not has_worker(tmp_path / "another")
+        worker.kill()
+    assert not has_worker(folder)

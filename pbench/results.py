@@ -138,7 +138,7 @@ DEVICE_COLUMNS = {
     "device_process_bytes": "Int64",  # NVML: memory of the worker process, where the driver tells
     "num_foreign_processes": "Int64",  # others that compute on the GPU
     "host_used_bytes": "Int64",  # of the machine, by everybody
-    # Once a second, and since the sample before that has them:
+    # About once a second, and since the sample before that has them:
     "host_cpu_pct": "Float64",  # of the cores that the worker may run on, by everybody
     "process_cpu_pct": "Float64",  # of one core, by the worker process
     "host_swapped_bytes": "Int64",  # by the machine, in and out, since the first sample

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
-# What is slow to read and slow to change is read at most so often.
+# What is slow to read and slow to change is read so often; sooner at first, so that short runs have it too.
 SLOW_INTERVAL_NS = 1_000_000_000
+FIRST_SLOW_INTERVAL_NS = 100_000_000
 
 
 class Probe(Protocol):
@@ -49,7 +50,7 @@ class DeviceProbe:
         """One sample. After NVML was lost its fields are None and the source says ``process``."""
         is_first, is_slow_due = self._next_slow_ns == 0, time_ns >= self._next_slow_ns
         if is_slow_due:
-            self._next_slow_ns = time_ns + SLOW_INTERVAL_NS
+            self._next_slow_ns = time_ns + min(max(time_ns, FIRST_SLOW_INTERVAL_NS), SLOW_INTERVAL_NS)
         host_cpu_pct, process_cpu_pct = self._cpu_pct() if is_slow_due and not is_first else (None, None)
         memory = psutil.virtual_memory()
         allocated_bytes, reserved_bytes, inactive_bytes = self._torch_bytes()

@@ -104,7 +104,7 @@ def _cpu_alone(device: "pd.DataFrame", num_cores: int) -> Check:
     name = "CPU to itself"
     used = device[["host_cpu_pct", "process_cpu_pct"]].dropna()
     if used.empty:
-        return Check(name, "unknown", "it was not sampled: that takes a second")
+        return Check(name, "unknown", "it was not sampled: the repeat was too short")
     by_all, by_us = (_measured(used, column).mean() for column in ("host_cpu_pct", "process_cpu_pct"))
     others_pct = max(0.0, float(by_all) - float(by_us) / num_cores)
     outcome = "pass" if others_pct <= _OTHERS_WARN_PCT else "warn" if others_pct <= _OTHERS_FAIL_PCT else "fail"

@@ -176,12 +176,13 @@ def test_foreign_processes_are_those_beside_this_one(
     assert (sample.device_process_bytes, sample.num_foreign_processes) == (own_bytes, num_foreign)
 
 
-def test_processes_are_listed_once_a_second() -> None:
+def test_processes_are_listed_once_a_second_and_sooner_at_first() -> None:
     library = FakeNvml()
     probe = DeviceProbe(NvmlDevice.open("aaaa", library), None)
-    samples = [probe(time_ms * 10**6) for time_ms in range(0, 2000, 100)]
-    assert library.calls.count("nvmlDeviceGetComputeRunningProcesses") == 2
-    assert [index for index, sample in enumerate(samples) if sample.num_foreign_processes is not None] == [0, 10]
+    samples = [probe(time_ms * 10**6) for time_ms in range(0, 4000, 100)]
+    listed_at = [index / 10 for index, sample in enumerate(samples) if sample.num_foreign_processes is not None]
+    assert listed_at == [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 2.6, 3.6]
+    assert library.calls.count("nvmlDeviceGetComputeRunningProcesses") == len(listed_at)
 
 
 @pytest.mark.parametrize(

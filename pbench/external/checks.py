@@ -1,7 +1,9 @@
 """What is refused before an engine that is not ours is started."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pbench.engine.config import EngineConfig
 from pbench.errors import UsageError
 from pbench.external.address import parse_address
 from pbench.external.kinds import external_kind
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
 
 # transformers' own default, which its attention over a block table needs.
 BLOCK_SIZE = 256
+
+
+def config_of_transformers(options: "EngineOptions") -> EngineConfig:
+    """What ``options`` come to for transformers' engine: its KV has the dtype of the model.
+
+    Raises:
+        ConfigError: they could not work in an engine of ours either.
+
+    """
+    return replace(options, memory="paged", kv_dtype="auto").config()
 
 
 def check_external(options: "EngineOptions", workload: "Workload") -> None:
@@ -41,7 +53,7 @@ def check_external(options: "EngineOptions", workload: "Workload") -> None:
             f"workload {printable(workload.name)} wants several samples of a request, which {spec} cannot give:"
             " its continuous batching chooses greedily for all or samples for all; use --engine paged or openai:URL"
         )
-    config = options.of("paged").config()
+    config = config_of_transformers(options)
     block_bytes = BLOCK_SIZE * config.slot_bytes
     longest = int((requests.input_length + requests.output_length).max())
     num_needed = (longest + 1) // BLOCK_SIZE + 1  # as its scheduler counts them

@@ -15,12 +15,11 @@ import torch
 import transformers
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from pbench.engine.config import EngineConfig
 from pbench.engine.request import Request, SamplingParams
-from pbench.external.checks import BLOCK_SIZE
+from pbench.external.checks import BLOCK_SIZE, config_of_transformers
 from pbench.external.errors import ExternalError
 from pbench.external.target import Receipt, Received, RequestOutcome
-from pbench.external.transformers_model import PeerModel, load_model
+from pbench.external.transformers_model import ATTENTION, PeerModel, load_model
 
 if TYPE_CHECKING:
     from pbench.job import EngineOptions, ServerAccess
@@ -33,10 +32,12 @@ class TransformersTarget:
     """A model behind transformers' continuous batching manager."""
 
     def __init__(self, options: "EngineOptions") -> None:
-        self._config: EngineConfig = options.of("paged").config()
+        self._config = config_of_transformers(options)
         if options.device == "cpu" and options.num_threads:
             torch.set_num_threads(options.num_threads)
         self._model: PeerModel = load_model(options)
+        if options.dtype == "float32":  # which flash attention, that it would look for, cannot compute
+            self._model.set_attn_implementation(f"paged|{ATTENTION}")
         self._num_blocks = options.kv_memory_bytes // (BLOCK_SIZE * self._config.slot_bytes)
         # A dictionary, for the class is not typed. -1: no token ends a request.
         greedy = GenerationConfig.from_dict({"do_sample": False, "eos_token_id": -1})

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from pbench.engine.config import EngineConfig
 from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS, load_model_config
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.rope_scaling import RopeScaling
 from pbench.errors import UsageError
 from pbench.external.errors import ExternalError
 from pbench.external.target import Receipt, RequestOutcome
-from pbench.external.transformers_model import peer_config
+from pbench.external.transformers_model import model_with_random_weights, peer_config
 from pbench.external.transformers_target import TransformersTarget
 from pbench.job import EngineOptions
 from pbench.results import METRICS, Run, RunResult
@@ -113,6 +115,28 @@ def test_a_preset_in_transformers_own_words_is_the_same_model(name: str, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(peer | {"architectures": [family]}))
     read = load_model_config(str(tmp_path))
     assert replace(read, name=name, eos_token_ids=()) == replace(PRESETS[name], eos_token_ids=())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_head_tied": True, "rope_theta": 5e5, "rope_scaling": RopeScaling("llama3", factor=8.0)},
+        {"has_qk_norm": True, "head_dim": 32, "rms_norm_eps": 1e-6},
+        {"has_attention_bias": True, "rope_scaling": RopeScaling("linear", factor=2.0)},
+    ],
+)
+def test_every_family_has_our_weights_and_gives_our_tokens(changes: dict[str, Any]) -> None:
+    config = replace(PRESETS["tiny"], **changes)
+    engine = load_engine(EngineConfig(model=config, kv_memory_bytes=2**20, seed=3))
+    engine.add_request(Request(0, PROMPTS[1], SamplingParams(max_tokens=12)))
+    ours: list[int] = []
+    while engine.has_unfinished:
+        ours += [token.token_id for token in engine.step().tokens]
+    theirs = model_with_random_weights(config, torch.float32, torch.device("cpu"), seed=3)
+    generated = theirs.generate(
+        torch.tensor([PROMPTS[1]]), attention_mask=torch.ones(1, len(PROMPTS[1])), max_new_tokens=12, do_sample=False
+    )
+    assert generated[0, len(PROMPTS[1]) :].tolist() == ours
 
 
 def test_giving_up_tells_how_requests_stood(target: TransformersTarget) -> None:

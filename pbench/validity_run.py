@@ -74,7 +74,7 @@ def _equal_pools(engines: Sequence[EngineResult]) -> Check:
     pools = [engine.pool.get("pool_bytes") for engine in engines]
     known = [pool for pool in pools if pool is not None]
     if len(known) < len(pools):
-        return Check(name, "unknown", "an engine ended before it had a pool")
+        return Check(name, "unknown", "an engine ended before it had a pool, or does not tell of it")
     detail = " and ".join(format_quantity(pool, "bytes") for pool in known)
     is_equal = max(known) - min(known) <= _EQUAL_POOL_RATIO * max(known)
     return Check(name, "pass" if is_equal else "warn", detail)

@@ -144,11 +144,8 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
         events.send(
             {
                 "event": "ready",
-                "pool": target.pool() if isinstance(target, ExternalTarget) else _describe_pool(target),
-                "memory": target.memory_bytes(),
+                **_describe_target(target),
                 "warm_up": {"duration_s": warm_up_s, "num_steps": num_warm_up_steps},
-                "num_cached_slots": _num_cached_slots(target) if isinstance(target, MapsPool) else None,
-                "facts": target.facts() if isinstance(target, ExternalTarget) else {},
                 "gpu": None if torch_device is None else gpu_environment(torch_device, nvml),
             }
         )
@@ -240,19 +237,26 @@ def _open_nvml(torch_device: "torch.device | None") -> tuple[NvmlDevice | None, 
         return None, f"memory in use is the worker process's resident memory: {error}"
 
 
-def _num_cached_slots(engine: MapsPool) -> int:
-    """Slots that the prefix cache holds before the first request."""
-    return int(engine.pool_map()[:, SPAN_FIELDS.index("cached")].sum())
-
-
-def _describe_pool(engine: Target) -> dict[str, int]:
-    return {
-        "num_slots": engine.num_slots,
-        "slot_bytes": engine.slot_bytes,
-        "pool_bytes": engine.pool_bytes,
-        "block_size": engine.block_size,
-        "weights_bytes": engine.weights_bytes,
+def _describe_target(target: Target | ExternalTarget) -> dict[str, Any]:
+    """What a warm engine tells of itself; what it does not know is missing, or None."""
+    if isinstance(target, ExternalTarget):
+        return {
+            "pool": target.pool(),
+            "memory": target.memory_bytes(),
+            "facts": target.facts(),
+            "num_cached_slots": None,
+        }
+    pool = {
+        "num_slots": target.num_slots,
+        "slot_bytes": target.slot_bytes,
+        "pool_bytes": target.pool_bytes,
+        "block_size": target.block_size,
+        "weights_bytes": target.weights_bytes,
     }
+    num_cached_slots = None
+    if isinstance(target, MapsPool):
+        num_cached_slots = int(target.pool_map()[:, SPAN_FIELDS.index("cached")].sum())
+    return {"pool": pool, "memory": target.memory_bytes(), "facts": {}, "num_cached_slots": num_cached_slots}
 
 
 def _describe(error: Exception) -> str:

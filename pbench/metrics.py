@@ -56,8 +56,9 @@ def summarise(tables: Tables, pool: Mapping[str, Any], targets_ms: Mapping[str, 
     steps, requests, device, receipts = tables.steps, tables.requests, tables.device, tables.receipts
     finished = requests[requests["status"] == "finished"]
     duration_s, output_tokens = _output(steps) if receipts is None else _received(receipts, requests)
-    # A request's whole prompt has been through the model once its first token is out.
-    prompt_tokens = int(requests.loc[requests["first_token_ns"].notna(), "num_prompt_tokens"].sum())
+    # A request's whole prompt has been through the model once its first token is out, whether it is told when or not.
+    has_begun = requests["first_token_ns"].notna() if receipts is None else requests["num_output_tokens"] > 0
+    prompt_tokens = int(requests.loc[has_begun, "num_prompt_tokens"].sum())
     joules, energy_notes = _energy(device)
     values: dict[str, float | int | None] = {metric.name: None for metric in METRICS}
     values |= _rates(duration_s, prompt_tokens, output_tokens, len(finished))

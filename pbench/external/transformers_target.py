@@ -3,7 +3,8 @@
 Only its public interface is used (``init_continuous_batching`` and the manager that it returns, transformers 5.14 and
 later). The manager generates in a thread of its own and stamps every token with the time at which it knew it; a
 request's stamps come with its end, so that nothing is copied for every token. It tells nothing of its steps, of
-its KV memory, and of hits in its prefix cache: those figures stay blank.
+its KV memory, and of hits in its prefix cache: those figures stay blank. A request that must give up its blocks starts
+again as a new one: when it first ran, and when its tokens until then came, is forgotten, and stays blank too.
 """
 
 import time
@@ -57,6 +58,7 @@ class TransformersTarget:
         # Its stamps are of perf_counter, in seconds; on Linux that is the monotonic clock.
         self._clock_offset_ns = time.monotonic_ns() - time.perf_counter_ns()
         self._requests: dict[str, tuple[Request, int]] = {}  # unfinished ones, and when they were added
+        self._num_started_again = 0
 
     @property
     def has_unfinished(self) -> bool:
@@ -113,7 +115,11 @@ class TransformersTarget:
         times_ns = [round(stamp * 1e9) + self._clock_offset_ns for stamp in result.timestamps or ()]
         receipts += [Receipt(request.request_id, time_ns, 1) for time_ns in times_ns]
         status = "unfinished" if is_over else "failed" if result.error is not None else "finished"
-        scheduled_s = result.lifespan[0]
+        has_started_again = len(times_ns) < len(result.generated_tokens)
+        self._num_started_again += has_started_again
+        scheduled_ns = None
+        if result.lifespan[0] > 0 and not has_started_again:
+            scheduled_ns = round(result.lifespan[0] * 1e9) + self._clock_offset_ns
         ended.append(
             RequestOutcome(
                 request_id=request.request_id,
@@ -123,8 +129,8 @@ class TransformersTarget:
                 num_prompt_tokens=len(request.prompt_token_ids),
                 num_output_tokens=len(result.generated_tokens),
                 num_sequences=1,
-                first_scheduled_ns=round(scheduled_s * 1e9) + self._clock_offset_ns if scheduled_s > 0 else None,
-                first_token_ns=times_ns[0] if times_ns else None,
+                first_scheduled_ns=scheduled_ns,
+                first_token_ns=times_ns[0] if times_ns and not has_started_again else None,
                 finished_ns=times_ns[-1] if times_ns and status == "finished" else None,
                 reason=result.error if status == "failed" else None,
                 output_token_ids=tuple(result.generated_tokens),
@@ -144,6 +150,7 @@ class TransformersTarget:
         failed = [outcome for outcome in self._drain() if outcome.status == "failed"]
         if failed:
             raise ExternalError(f"transformers failed while it warmed up: {failed[0].reason}")
+        self._num_started_again = 0
         return None
 
     def _drain(self) -> list[RequestOutcome]:
@@ -183,7 +190,13 @@ class TransformersTarget:
 
     def notes(self) -> Sequence[str]:
         """See ``ExternalTarget``."""
-        return ("transformers tells nothing of its steps, its KV memory and its prefix cache",)
+        notes = ["transformers tells nothing of its steps, its KV memory and its prefix cache"]
+        if self._num_started_again:
+            notes.append(
+                f"{self._num_started_again} requests started again because the pool was full: transformers then forgets"
+                " when their first tokens came, so TTFT, queue time and time per output token are of the others only"
+            )
+        return notes
 
     def give_up(self) -> Received:
         """See ``ExternalTarget``."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,28 @@ def test_giving_up_tells_how_requests_stood(target: TransformersTarget) -> None:
         num_receipts = sum(receipt.request_id == outcome.request_id for receipt in received.receipts)
         assert num_receipts == outcome.num_output_tokens
     assert not target.has_unfinished
+
+
+def test_of_a_preempted_request_only_what_is_told_is_kept(engine_options: EngineOptions) -> None:
+    # Three blocks, and two requests that come to need two each: one of them must give up its block and start again.
+    target = TransformersTarget(replace(engine_options, kv_memory_bytes=3 * 256 * 512, max_length=512))
+    target.warm_up()
+    try:
+        for request in requests_of([[number] * 200 for number in (1, 2)], max_tokens=150):
+            target.add_request(request)
+        outcomes, receipts = receive_all(target)
+    finally:
+        target.close()
+    assert {outcome.status for outcome in outcomes.values()} == {"finished"}
+    assert {outcome.num_output_tokens for outcome in outcomes.values()} == {150}
+    by_request = Counter(receipt.request_id for receipt in receipts)
+    preempted = [number for number in outcomes if by_request[number] < 150]
+    assert preempted, "the pool was large enough"
+    for number, outcome in outcomes.items():
+        is_blank = number in preempted
+        assert (outcome.first_token_ns is None) == (outcome.first_scheduled_ns is None) == is_blank
+        assert outcome.finished_ns is not None
+    assert any(note.startswith(f"{len(preempted)} requests started again") for note in target.notes())
 
 
 def test_requests_fail_when_its_thread_dies_and_no_more_are_taken(

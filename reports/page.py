@@ -143,7 +143,7 @@ def _drawn_in_detail(subjects: Sequence[Subject]) -> list[Subject]:
 
 def _align_time_axes(panels: Sequence[Panel], subjects: Sequence[Subject]) -> None:
     """Let every chart over time reach from 0 to the end of the longest engine: equal lengths are equal times."""
-    ends_ns = [int(subject.steps["end_ns"].iloc[-1]) for subject in subjects if len(subject.steps)]
+    ends_ns = [int(subject.giving["end_ns"].iloc[-1]) for subject in subjects if len(subject.giving)]
     for chart in (chart for panel in panels for chart in panel.charts):
         if chart.is_on_time_axis and ends_ns:
             chart.figure.update_xaxes(range=[0, max(ends_ns) / 1e9])

@@ -31,6 +31,7 @@ class Subject:
     prefixes: "pd.DataFrame"  # PREFIX_COLUMNS, this engine's rows, parents first
     pool_map: "pd.DataFrame"  # POOL_MAP_COLUMNS, this engine's rows, in order of time and address
     other_steps: "tuple[pd.DataFrame, ...]" = ()  # those of its other complete repeats, as ``steps``
+    receipts: "pd.DataFrame | None" = None  # RECEIPT_COLUMNS, this engine's rows, in order of time
 
     def metric(self, name: str) -> float | int | None:
         """A figure of the summary; None when it was not measured."""
@@ -40,6 +41,18 @@ class Subject:
         """A figure of the pool (num_slots, slot_bytes, pool_bytes, ...); None when the engine never got so far."""
         value = self.engine.pool.get(name)
         return value if isinstance(value, int) else None
+
+    @property
+    def giving(self) -> "pd.DataFrame":
+        """When tokens were given out: its steps, or of an engine without any its receipts as steps without length.
+
+        Empty where it is not known how many tokens came.
+        """
+        receipts = self.receipts
+        if len(self.steps) or receipts is None or receipts["num_tokens"].isna().any():
+            return self.steps
+        times, tokens = receipts["time_ns"], receipts["num_tokens"]
+        return receipts.assign(start_ns=times, end_ns=times, num_output_tokens=tokens)
 
     @property
     def num_repeats(self) -> int:
@@ -84,7 +97,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
     subjects: list[Subject] = []
     for run, result in zip(runs, results, strict=True):
         steps, requests, device = run.steps(), run.requests(), run.device()
-        prefixes, pool_map = run.prefixes(), run.pool_map()
+        prefixes, pool_map, receipts = run.prefixes(), run.pool_map(), run.receipts()
         for engine in result.engines:
             rows = partial(_rows_of, engine.spec, engine.typical_repeat)
             index = len(subjects)
@@ -103,6 +116,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
                     device=rows(device, "time_ns"),
                     prefixes=rows(prefixes, "prefix"),
                     pool_map=rows(pool_map, "time_ns"),
+                    receipts=rows(receipts, "time_ns"),
                     other_steps=tuple(
                         others
                         for repeat in engine.repeats

@@ -14,7 +14,8 @@ _ENGINE = (
         multiple=True,
         metavar="SPEC",
         help="paged, contiguous:max, contiguous:pow2, contiguous:oracle or static; to run, also transformers (its"
-        " continuous batching) or openai:URL (a server); repeatable.  [default: paged and contiguous:max]",
+        " continuous batching) or openai:URL (a server; #MODEL names one of its models); repeatable."
+        "  [default: paged and contiguous:max]",
     ),
     click.option(
         "--block-size",

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from pbench.reports.charts.events import EVENTS, event_windows, mark_sizes
 from pbench.reports.charts.panel import Chart, Panel, Table, label_rows, new_time_figure, plain, rows_height_px, seconds
-from pbench.reports.quantity import format_number, format_quantity
+from pbench.reports.quantity import NOT_MEASURED, format_number, format_quantity
 from pbench.reports.reduction import Ints, Rate, common_window_ns, m4_rows, rate_over_time
 from pbench.reports.subjects import Subject, floats
 from pbench.reports.text import plot_label
@@ -24,27 +24,26 @@ def progress_panel(subjects: Sequence[Subject]) -> Panel:
         "More requests together make bigger batches, and bigger batches more tokens/s: memory is what limits how"
         " many fit. Engines ran one after the other; each is drawn from its own start."
     )
-    active = [subject for subject in subjects if not subject.steps.empty]
-    if not active:
+    giving = [subject for subject in subjects if not subject.giving.empty]
+    if not giving:
         return Panel(key, title, explanation, missing="No engine kept a step.")
-    window_ns = _window_ns(active)
-    charts = [_speed_chart(active, window_ns), _requests_chart(active)]
+    window_ns = common_window_ns([subject.giving["end_ns"].to_numpy(dtype=np.int64) for subject in giving])
+    charts = [_speed_chart(giving, window_ns)]
+    active = [subject for subject in giving if not subject.steps.empty]
+    if active:
+        charts.append(_requests_chart(active))
     if (events := _events_chart(active)) is not None:
         charts.append(events)
-    return Panel(key, title, explanation, tuple(charts), _table(active, window_ns))
+    return Panel(key, title, explanation, tuple(charts), _table(giving, window_ns))
 
 
 def _speed(subject: Subject, window_ns: float) -> Rate:
-    return _rate(subject.steps, window_ns)
+    return _rate(subject.giving, window_ns)
 
 
 def _rate(steps: "pd.DataFrame", window_ns: float) -> Rate:
     start_ns, end_ns = (steps[name].to_numpy(dtype=np.int64) for name in ("start_ns", "end_ns"))
     return rate_over_time(start_ns, end_ns, floats(steps, "num_output_tokens"), window_ns)
-
-
-def _window_ns(subjects: Sequence[Subject]) -> float:
-    return common_window_ns([_times(subject, "end_ns") for subject in subjects])
 
 
 def _times(subject: Subject, column: str) -> Ints:
@@ -159,16 +158,16 @@ def _events_chart(subjects: Sequence[Subject]) -> Chart | None:
 def _table(subjects: Sequence[Subject], window_ns: float) -> Table:
     rows = []
     for subject in subjects:
-        speed = _speed(subject, window_ns).per_s
+        speed, steps = _speed(subject, window_ns).per_s, subject.steps
+        counts = [steps[column].max() for column in ("num_running", "num_waiting")]
+        counts += [steps[column].sum() for column, *_ in EVENTS]
         rows.append(
             (
                 subject.label,
                 format_quantity(float(speed.min()), "tok/s"),
                 format_quantity(float(np.median(speed)), "tok/s"),
                 format_quantity(float(speed.max()), "tok/s"),
-                format_number(int(subject.steps["num_running"].max())),
-                format_number(int(subject.steps["num_waiting"].max())),
-                *(format_number(int(subject.steps[column].sum())) for column, *_ in EVENTS),
+                *(NOT_MEASURED if steps.empty else format_number(int(count)) for count in counts),
             )
         )
     columns = (

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pbench.intervals import interval_of
 from pbench.reports.report import render_report
 from pbench.results import (
     DEVICE_COLUMNS,
@@ -25,6 +26,7 @@ from pbench.results import (
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     EngineResult,
+    Repeat,
     Run,
     RunResult,
     write_result,
@@ -320,6 +322,32 @@ class RunBuilder:
         rows = [row for row in self.requests if row["engine"] == last.spec]
         for row in rows[len(rows) // 2 :]:
             row |= {"status": "unfinished", "first_scheduled_ns": None, "first_token_ns": None, "finished_ns": None}
+        return self
+
+    def repeat(self) -> "RunBuilder":
+        """Let every engine so far have run three times, 2 % apart; the rows are those of the first, the typical one."""
+        for index, engine in enumerate(self.engines):
+            speed = float(engine.summary["output_tokens_per_s"] or 0)
+            speeds = [speed, 0.98 * speed, 1.02 * speed]
+            repeats = tuple(
+                Repeat(
+                    number + 1,
+                    "complete",
+                    position=len(self.engines) * number + index,
+                    summary=dict(engine.summary) | {"output_tokens_per_s": each},
+                )
+                for number, each in enumerate(speeds)
+            )
+            interval = interval_of(speeds)
+            assert interval is not None
+            summary = dict(engine.summary) | {"output_tokens_per_s": sum(speeds) / len(speeds)}
+            intervals = {"output_tokens_per_s": interval}
+            self.engines[index] = replace(engine, repeats=repeats, intervals=intervals, summary=summary)
+        return self
+
+    def with_pool(self, pool_bytes: int) -> "RunBuilder":
+        """Say that every engine so far had a pool of this size, one of a sweep."""
+        self.engines = [replace(engine, pool=dict(engine.pool) | {"pool_bytes": pool_bytes}) for engine in self.engines]
         return self
 
     def forget_tables(self) -> "RunBuilder":

@@ -10,27 +10,56 @@ import pytest
 
 from pbench.results import Run
 
-CASES: dict[str, Callable[[Any], Run]] = {
-    "two engines": lambda builder: builder.add_engine("paged").add_engine("contiguous:max").write(),
-    "one failed": lambda builder: builder.add_engine("paged").add_failed_engine("contiguous:max", "OOM").write(),
-    "all failed": lambda builder: builder.add_failed_engine("paged", "no GPU").write(),
-    "interrupted": lambda builder: builder.add_engine("paged").add_engine("contiguous:max").interrupt().write(),
-    "no rows": lambda builder: builder.add_engine("paged").forget_tables().write(),
-    "no NVML": lambda builder: builder.add_engine("paged", has_nvml=False).write(),
+Make = Callable[..., Any]
+
+
+def both(made: Any) -> Any:
+    return made.add_engine("paged").add_engine("contiguous:max")
+
+
+CASES: dict[str, Callable[[Make], list[Run]]] = {
+    "one engine": lambda make: [make().add_engine("paged").write()],
+    "two engines": lambda make: [both(make()).write()],
+    "four engines": lambda make: [
+        both(make(num_requests=20)).add_engine("static").add_engine("contiguous:pow2").write()
+    ],
+    "repeats": lambda make: [both(make(num_requests=20)).repeat().write()],
+    "comparison": lambda make: [both(make(f"run-{name}", num_requests=20)).write() for name in "ab"],
+    "sweep": lambda make: [both(make(f"{g}-GiB", num_requests=20)).with_pool(g * 2**30).write() for g in (1, 2, 4)],
+    "one failed": lambda make: [make().add_engine("paged").add_failed_engine("contiguous:max", "OOM").write()],
+    "all failed": lambda make: [make().add_failed_engine("paged", "no GPU").write()],
+    "interrupted": lambda make: [both(make()).interrupt().write()],
+    "no rows": lambda make: [make().add_engine("paged").forget_tables().write()],
+    "no NVML": lambda make: [make().add_engine("paged", has_nvml=False).write()],
 }
+WHOLE = ("one engine", "two engines", "four engines", "repeats", "comparison", "sweep")  # nothing failed
 MARKUP = "<b onclick='window.hit=1'>bold</b> %{y} $x$ &lt; \u202e<script>window.hit=1</script>"
 
 
-@pytest.fixture(scope="module", params=CASES)
-def any_page(request: pytest.FixtureRequest, builder: Callable[..., Any], write_page: Callable[..., Path]) -> Path:
-    return write_page(CASES[request.param](builder()))
+# In the page: sections without a drawing, a table or a list, and charts without a mark.
+EMPTY = (
+    "[...document.querySelectorAll('section:not(#verdict)')].filter((section) => !section.querySelector("
+    "'.main-svg .trace, .main-svg .bars, canvas, table, dl, li')).map((section) => section.id)"
+)
+BLANK = (
+    "[...document.querySelectorAll('.plot')].filter((plot) => !plot.querySelector("
+    "'.main-svg path[d], .main-svg .point')).map((plot) => plot.id)"
+)
 
 
-def test_every_chart_is_drawn_without_a_complaint_and_nothing_is_requested(any_page: Path, tab: Any) -> None:
-    tab.open(any_page)
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_page_is_whole_without_a_complaint_a_request_or_a_barrier(
+    case: str, builder: Make, write_page: Callable[..., Path], tab: Any
+) -> None:
+    page = write_page(*CASES[case](builder))
+    tab.open(page)
     tab.draw_all()
     assert tab.complaints() == []
-    assert tab.requested_urls() == [any_page.as_uri()]
+    assert tab.requested_urls() == [page.as_uri()]
+    assert tab.evaluate(BLANK) == []
+    if case in WHOLE:
+        assert tab.evaluate(EMPTY) == []
+    assert tab.barriers() == []
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

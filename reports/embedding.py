@@ -111,11 +111,10 @@ def figure_block(figure: go.Figure) -> Markup:
     return Markup(figure.to_json(validate=False, engine="json").translate(_SCRIPT_ESCAPES))
 
 
-def attachments(runs: Sequence[Run]) -> list[Attachment]:
-    """The raw files of every run that exist: carried smallest first, as long as all fit ATTACHED_BYTES_LIMIT."""
+def attachments(runs: Sequence[Run], budget: int = ATTACHED_BYTES_LIMIT) -> list[Attachment]:
+    """The raw files of every run that exist: carried smallest first, as long as all fit ``budget`` bytes."""
     paths = [run.path / name for run in runs for name in _RAW_FILES if (run.path / name).is_file()]
     num_bytes = {path: path.stat().st_size for path in paths}
-    budget = ATTACHED_BYTES_LIMIT
     carried = set()
     for path in sorted(paths, key=num_bytes.__getitem__):
         if num_bytes[path] > budget:

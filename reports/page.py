@@ -24,7 +24,7 @@ from pbench.reports.charts.timeline import timeline_panel
 from pbench.reports.charts.workload import workload_panel
 from pbench.reports.checks import run_checks
 from pbench.reports.details import Difference, Fact, command_line, config_differences, facts, workload_facts
-from pbench.reports.embedding import Attachment, attachments
+from pbench.reports.embedding import ATTACHED_BYTES_LIMIT, Attachment, attachments
 from pbench.reports.glossary import GLOSSARY, Term
 from pbench.reports.roofline import NOTHING_KNOWN, Bench
 from pbench.reports.subjects import Subject, load_subjects
@@ -70,8 +70,10 @@ class Page:
     data: dict[str, Any]  # the figures of the summaries as the page's own script and tests read them
 
 
-def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN) -> Page:
-    """Read ``runs`` and work out everything that is shown of them; ``bench`` is what is known of their machines.
+def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw: bool = True) -> Page:
+    """Read ``runs`` and work out everything that is shown of them.
+
+    ``bench`` is what is known of their machines; ``carries_raw`` says whether the page holds their raw files.
 
     Raises:
         ResultError: a run folder cannot be read.
@@ -119,7 +121,7 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN) -> Page:
         panels=panels,
         runs=tuple(map(_details, results)),
         differences=tuple(config_differences(subjects)),
-        attachments=tuple(attachments(runs)),
+        attachments=tuple(attachments(runs, ATTACHED_BYTES_LIMIT if carries_raw else 0)),
         terms=GLOSSARY,
         data={
             "engines": [

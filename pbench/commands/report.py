@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the files of --figures.",
 )
+@click.option("--no-raw", "has_no_raw", is_flag=True, help="Do not carry the raw files in the page: it stays smaller.")
 @click.option(
     "--kernels",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -56,6 +57,7 @@ def report(
     figures: Path | None,
     figure_format: str,
     kernels: Path | None,
+    has_no_raw: bool,
 ) -> None:
     """Write one HTML page about every engine of RUN..., which are folders that `pbench run` made.
 
@@ -67,7 +69,9 @@ def report(
 
     path = out or (runs[0] if len(runs) == 1 else Path()) / "report.html"
     check_out(out)
-    panels, labels, render = _gate_page(runs[0]) if _is_gate(runs) else _run_page(runs, kernels)
+    panels, labels, render = (
+        _gate_page(runs[0]) if _is_gate(runs) else _run_page(runs, kernels, carries_raw=not has_no_raw)
+    )
     drawn = write_figures(panels, labels, figures, figure_format) if figures is not None else []
     write_page(path, "report", partial(render, plotlyjs=plotlyjs), plotlyjs=plotlyjs, is_opened=is_opened)
     if figures is not None:
@@ -80,7 +84,7 @@ class _Page(NamedTuple):
     render: Callable[..., None]  # takes a stream and ``plotlyjs``
 
 
-def _run_page(folders: Sequence[Path], kernels: Path | None) -> _Page:
+def _run_page(folders: Sequence[Path], kernels: Path | None, *, carries_raw: bool) -> _Page:
     from pbench.machine_limits import known_limits
     from pbench.reports.page import build_page
     from pbench.reports.report import render_page
@@ -92,7 +96,7 @@ def _run_page(folders: Sequence[Path], kernels: Path | None) -> _Page:
         _ = run.result  # a path that is no run folder is refused before any table is read
         if salvage(run.path):
             click.echo(f"{display_path(run.path)} was left in the middle: its figures are from its journal", err=True)
-    page = build_page(runs, known_limits(runs, kernels))
+    page = build_page(runs, known_limits(runs, kernels), carries_raw=carries_raw)
     return _Page(page.panels, {subject.key: subject.label for subject in page.subjects}, partial(render_page, page))
 
 

@@ -7,6 +7,7 @@
   const [LENGTH, REQUEST, SHARERS, TOKENS, RESERVED, INTERNAL, CACHED] = data.columns.keys();
   const ASPECT = 1.7; // of the whole grid, width to height
   const FRAMES_PER_S = 12;
+  const UNPACK_AFTER_MS = 3000;
 
   const slider = document.getElementById("map-time");
   const clock = document.getElementById("map-clock");
@@ -331,11 +332,16 @@
     root.dataset.drawn = "fresh";
   }
 
-  // Nothing is unpacked before a reader comes near, so that the first paint waits for nothing; paper shows it anyway.
-  const watch = new IntersectionObserver((entries) => {
-    if (!entries.some((entry) => entry.isIntersecting)) return;
+  // The first paint waits for nothing: the map is unpacked when a reader comes near, or a while after, for printing.
+  let isStarted = false;
+  function startOnce() {
     watch.disconnect();
-    start();
+    if (!isStarted) start();
+    isStarted = true;
+  }
+  const watch = new IntersectionObserver((entries) => {
+    if (entries.some((entry) => entry.isIntersecting)) startOnce();
   }, { rootMargin: "1200px 0px" });
   watch.observe(root);
+  addEventListener("load", () => setTimeout(startOnce, UNPACK_AFTER_MS));
 })();

@@ -107,12 +107,21 @@
     plots.forEach(refresh);
     dispatchEvent(new Event("pbench-theme"));
   };
+  // Paper is of another width than the window: with a view box a drawing is scaled to whatever its place measures there.
+  const layersOf = (plot) => [...plot.querySelectorAll(".main-svg")];
   addEventListener("beforeprint", () => {
     isPrinting = true;
-    if (window.Plotly) plots.forEach(draw);
+    if (!window.Plotly) return;
+    for (const plot of plots) {
+      draw(plot);
+      for (const layer of layersOf(plot)) {
+        layer.setAttribute("viewBox", `0 0 ${layer.getAttribute("width")} ${layer.getAttribute("height")}`);
+      }
+    }
   });
   addEventListener("afterprint", () => {
     isPrinting = false;
+    for (const layer of plots.flatMap(layersOf)) layer.removeAttribute("viewBox");
     redraw();
   });
 

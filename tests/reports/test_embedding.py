@@ -3,9 +3,6 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from pbench.reports import embedding
 from pbench.reports.embedding import attachments, plotly_script, plotlyjs_source
 from pbench.results import Run
 
@@ -25,10 +22,9 @@ def test_raw_files_come_back_byte_for_byte(two_engines: Run) -> None:
         assert base64.b64decode(file.base64_text) == (two_engines.path / file.file_name).read_bytes()
 
 
-def test_what_is_too_large_is_named_with_its_place(two_engines: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_too_large_is_named_with_its_place(two_engines: Run) -> None:
     sizes = sorted(path.stat().st_size for path in two_engines.path.iterdir())
-    monkeypatch.setattr(embedding, "ATTACHED_BYTES_LIMIT", sum(sizes[:-1]))
-    left_out = [file for file in attachments([two_engines]) if file.base64_text is None]
+    left_out = [file for file in attachments([two_engines], sum(sizes[:-1])) if file.base64_text is None]
     assert len(left_out) == 1
     assert left_out[0].where == str(two_engines.path / left_out[0].file_name)
 

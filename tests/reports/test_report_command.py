@@ -35,6 +35,16 @@ def test_directory_mode_puts_plotlyjs_beside_the_page(run: Run, tmp_path: Path) 
     assert page.stat().st_size < 1_000_000
 
 
+def test_a_page_without_the_raw_files_says_where_they_are(run: Run, tmp_path: Path) -> None:
+    carrying, bare = tmp_path / "carrying.html", tmp_path / "bare.html"
+    assert main(["report", str(run.path), "--out", str(carrying)]) == 0
+    assert main(["report", str(run.path), "--out", str(bare), "--no-raw"]) == 0
+    assert "data-base64" in carrying.read_text(encoding="utf-8")
+    text = bare.read_text(encoding="utf-8")
+    assert 'data-base64="' not in text
+    assert str(run.path / "steps.parquet") in text
+
+
 def test_a_folder_that_is_no_run_is_refused_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

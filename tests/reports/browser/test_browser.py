@@ -177,6 +177,15 @@ def test_printing_draws_every_chart_on_white_and_then_restores_the_theme(page: P
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.wait(drawn)
     printed = tab.evaluate(line)
+    tab.page.set_viewport_size({"width": 720, "height": 1000})
+    tab.page.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 720
+    outside = (
+        "[...document.querySelectorAll('.plot .main-svg')].filter((svg) => svg.getBoundingClientRect().width >"
+        " svg.closest('.plot').getBoundingClientRect().width + 1).length"
+    )
+    assert tab.evaluate(outside) == 0
+    tab.page.emulate_media(media="screen")
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     tab.show("progress-speed")
     assert tab.evaluate(line) != printed

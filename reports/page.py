@@ -14,6 +14,7 @@ from pbench.reports.charts.latency import latency_panel
 from pbench.reports.charts.memory import memory_panel
 from pbench.reports.charts.panel import Panel
 from pbench.reports.charts.partition import figure_2_panel, partition_panel
+from pbench.reports.charts.phases import phases_panel
 from pbench.reports.charts.prefix_tree import prefix_tree_panel
 from pbench.reports.charts.progress import progress_panel
 from pbench.reports.charts.repeats import repeats_panel
@@ -98,6 +99,7 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
             latency_panel(drawn),
             timeline_panel(drawn),
             steps_panel(drawn),
+            phases_panel(drawn),
             roofline_panel(drawn, bench),
             device_panel(drawn),
             repeats_panel(drawn),

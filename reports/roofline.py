@@ -2,7 +2,8 @@
 
 The arithmetic is that of the engine's roofline (``engine/roofline.py``), whose factors the run's record keeps::
 
-    bytes   the weights once, the KV of every running sequence's context once, that of the tokens computed, copies twice
+    bytes   the weights once, the KV of every running sequence's context (with a prefix cache that of shared blocks
+            once, as attention on a GPU reads it), that of the tokens computed, copies twice
     FLOPs   per token computed, per token sampled, and per pair of a query and a key
 
 A step that only generates has one query a sequence, so that its pairs are the contexts: its figures are exact as far as
@@ -70,13 +71,16 @@ def step_loads(subject: Subject) -> StepLoads | None:
         return None
     steps = subject.steps
     context = floats(steps, "token_state") + floats(steps, "shared_saved")
+    read = context
+    if subject.is_paged and subject.engine.config.get("is_prefix_cached"):
+        read = np.minimum(context, sum(floats(steps, part) for part in ("token_state", "reserved", "internal")))
     num_tokens = floats(steps, "num_prefill_tokens") + floats(steps, "num_decode_tokens")
     block_size = subject.pool_figure("block_size") if subject.is_paged else None
     copied = floats(steps, "num_copied_blocks") * (block_size or 0) + floats(steps, "num_moved_slots")
     return StepLoads(
         (floats(steps, "end_ns") - floats(steps, "start_ns")) / 1e9,
         np.full(len(steps), float(cost["weights_bytes"])),
-        (context + num_tokens + 2 * copied) * slot_bytes,
+        (read + num_tokens + 2 * copied) * slot_bytes,
         cost["token_flops"] * num_tokens
         + cost["sample_flops"] * floats(steps, "num_output_tokens")
         + cost["pair_flops"] * context,

@@ -77,7 +77,7 @@ def roofline_panel(subjects: Sequence[Subject], bench: Bench) -> Panel:
         )
     return Panel(
         "roofline",
-        "Where a step's time went, against the machine's ceilings",
+        "Steps against the machine's ceilings",
         "A step must read all weights and every sequence's KV, and multiply. Whichever takes longer at the machine's"
         " ceilings is the least that the step can take (Williams et al., CACM 2009). To the left memory binds, to the"
         " right arithmetic; the higher a mark under the roof, the better the machine is used.",
@@ -133,7 +133,9 @@ def _time_chart(loaded: Sequence[_Loaded]) -> Chart:
         "Reading and arithmetic at the ceilings, and what else there was: scheduling, launches, sampling, and kernels"
         f" that stay below the ceilings. No way around: {told} of the time. Ceilings {sources}."
     )
-    return Chart("roofline-time", "Where the time went", summary, figure, rows_height_px(len(labels)))
+    return Chart(
+        "roofline-time", "What could not be helped, and the rest", summary, figure, rows_height_px(len(labels))
+    )
 
 
 def _roofline_chart(loaded: Sequence[_Loaded]) -> Chart:

@@ -26,6 +26,7 @@ from pbench.results import (
     REQUEST_COLUMNS,
     STEP_COLUMNS,
     EngineResult,
+    PhaseTime,
     Repeat,
     Run,
     RunResult,
@@ -345,6 +346,21 @@ class RunBuilder:
             self.engines[index] = replace(engine, repeats=repeats, intervals=intervals, summary=summary)
         return self
 
+    def time_phases(self) -> "RunBuilder":
+        """Let every engine so far have timed its steps' phases, on the host and within those launched by kernels."""
+        phases = (
+            PhaseTime("host", "all", "schedule", 0.5, 5.0),
+            PhaseTime("host", "all", "launch", 8.5, 85.0),
+            PhaseTime("host", "all", "wait", 1.0, 10.0),
+            PhaseTime("device", "launched", "attention", 6.0, 75.0, 32),
+            PhaseTime("device", "launched", "mlp", 2.0, 25.0, 32),
+        )
+        self.engines = [
+            replace(engine, repeats=(Repeat(1, "complete", summary=engine.summary, phases=phases),))
+            for engine in self.engines
+        ]
+        return self
+
     def with_pool(self, pool_bytes: int) -> "RunBuilder":
         """Say that every engine so far had a pool of this size, one of a sweep."""
         self.engines = [replace(engine, pool=dict(engine.pool) | {"pool_bytes": pool_bytes}) for engine in self.engines]
@@ -518,7 +534,7 @@ def big_run() -> ModuleType:
 @pytest.fixture(scope="session")
 def two_engines(builder: Callable[..., RunBuilder]) -> Run:
     """A complete run of paged and contiguous:max."""
-    return builder().add_engine("paged").add_engine("contiguous:max").write()
+    return builder().add_engine("paged").add_engine("contiguous:max").time_phases().write()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ SECTIONS = (
     "latency",
     "timeline",
     "steps",
+    "phases",
     "roofline",
     "device",
     "comparison",

@@ -18,6 +18,7 @@ _CARDS: tuple[tuple[str, ...], ...] = (
     ("ttft_ms_p99",),
     ("joules_per_output_token",),
 )
+_GOODPUT = "goodput_requests_per_s"
 _METRIC_BY_NAME = {metric.name: metric for metric in METRICS}
 
 
@@ -54,9 +55,10 @@ def metric_rows(subjects: Sequence[Subject], pair: Pair | None) -> list[MetricRo
 
 
 def cards(subjects: Sequence[Subject], pair: Pair | None) -> list[MetricRow]:
-    """The six figures that a reader asks for first, measured or not."""
+    """The six figures that a reader asks for first, measured or not; and the goodput where targets were set."""
     rows = []
-    for names in _CARDS:
+    has_targets = any(subject.metric(_GOODPUT) is not None for subject in subjects)
+    for names in (*_CARDS, (_GOODPUT,)) if has_targets else _CARDS:
         candidates = [_row(_METRIC_BY_NAME[name], subjects, pair) for name in names]
         rows.append(max(candidates, key=lambda row: sum(figure.value is not None for figure in row.figures)))
     return rows

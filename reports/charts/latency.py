@@ -21,7 +21,7 @@ from pbench.reports.charts.panel import (
     rows_height_px,
 )
 from pbench.reports.palette import BLUE, GREY, SKY, SURFACE, Shade
-from pbench.reports.quantity import format_number, format_quantity
+from pbench.reports.quantity import NOT_APPLICABLE, format_number, format_quantity
 from pbench.reports.reduction import Floats, spread_rows
 from pbench.reports.subjects import Subject, floats
 from pbench.reports.text import plot_label
@@ -57,6 +57,15 @@ _LATENCIES = (
     _Latency("ttft", "Time to first token", "From the intended arrival to the first token"),
     _Latency("tpot", "Time per output token", "Mean gap between a request's tokens after its first"),
     _Latency("e2e", "End to end", "From the intended arrival to the last token"),
+)
+
+
+_TABULATED = (
+    ("ttft", "time to first token"),
+    ("queue", "time in queue"),
+    ("itl", "gap between tokens"),
+    ("tpot", "time per output token"),
+    ("e2e", "end to end"),
 )
 
 
@@ -181,18 +190,29 @@ def _mean_phases_s(subject: Subject) -> tuple[float, ...]:
 def _table(subjects: Sequence[Subject]) -> Table:
     rows = []
     for subject in subjects:
-        for latency in _LATENCIES:
-            num_values = len(_values_ms(subject, latency.name))
-            figures = (format_quantity(subject.metric(f"{latency.name}_ms_p{q}"), "ms") for q in _PERCENTILES)
-            num_beyond = num_values // 100
+        for name, label in _TABULATED:
+            figures = [subject.metric(f"{name}_ms_p{q}") for q in _PERCENTILES]
+            if all(figure is None for figure in figures):
+                continue
+            num_values = _num_values(subject, name)
+            unsupported = [f"p{q}" for q in _PERCENTILES if f"{name}_ms_p{q}" in subject.engine.unsupported]
             rows.append(
                 (
                     subject.label,
-                    latency.label.lower(),
-                    *figures,
-                    format_number(num_values),
-                    format_number(num_beyond),
+                    label,
+                    *(format_quantity(figure, "ms") for figure in figures),
+                    NOT_APPLICABLE if num_values is None else format_number(num_values),
+                    NOT_APPLICABLE if num_values is None else format_number(num_values // 100),
+                    ", ".join(unsupported) or "none",
                 )
             )
-    columns = ("engine", "latency", "median", "p90", "p99", "requests", "requests beyond p99")
-    return Table(columns, tuple(rows), "a p99 with few requests beyond it is little more than the slowest request")
+    columns = ("engine", "latency", "median", "p90", "p99", "values", "beyond p99", "too few values for")
+    return Table(columns, tuple(rows), "a p99 with few values beyond it is little more than the slowest")
+
+
+def _num_values(subject: Subject, name: str) -> int | None:
+    """How many values the percentiles are of: as recorded of the typical repeat, else counted; None: not known."""
+    for repeat in subject.engine.repeats:
+        if repeat.repeat == subject.engine.typical_repeat and f"{name}_ms_p99" in repeat.samples:
+            return repeat.samples[f"{name}_ms_p99"]
+    return len(_values_ms(subject, name)) if name in {latency.name for latency in _LATENCIES} else None

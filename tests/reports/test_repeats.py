@@ -96,3 +96,17 @@ def test_a_simulation_is_not_told_to_be_repeated(builder: Callable[..., Any], re
     page = render(made.write(environment={"is_simulated": True}))
     assert "--repeats" not in page.by_id("verdict").text
     assert "no noise" in page.by_id("comparison").text
+
+
+def test_the_support_of_percentiles_is_the_records_and_goodput_gets_a_card(
+    builder: Callable[..., Any], render: Render
+) -> None:
+    made = builder(num_requests=6).add_engine("paged")
+    summary = dict(made.engines[0].summary) | {"itl_ms_p50": 12.0, "itl_ms_p99": 30.0, "goodput_requests_per_s": 1.5}
+    repeat = Repeat(1, "complete", summary=summary, samples={"itl_ms_p99": 4321})
+    made.engines[0] = replace(made.engines[0], summary=summary, repeats=(repeat,), unsupported=("ttft_ms_p99",))
+    page = render(made.write())
+    rows = {row.text for row in page.all("tr") if page.by_id("latency-table") in row.parents}
+    assert any("gap between tokens" in row and "4\u202f321" in row and "none" in row for row in rows)
+    assert any("time to first token" in row and "p99" in row for row in rows)
+    assert "1.50\u00a0req/s" in page.by_id("card-goodput_requests_per_s").parents[-1].text

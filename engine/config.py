@@ -18,12 +18,14 @@ class EngineConfig:
     """Everything that decides what an engine does.
 
     ``kv_memory_bytes`` is the size of the pool, the same for every memory: what fits is rounded down to whole
-    blocks (paged) or slots (contiguous).
+    blocks (paged) or slots (contiguous). With ``gpu_memory_utilization`` it is measured when the engine is loaded:
+    what that share of the GPU's memory leaves beside everything else (``pbench.engine.pool_sizing``).
     """
 
     model: ModelConfig
     memory: str = "paged"  # one of MEMORY_SPECS
     kv_memory_bytes: int = 64 * 1024 * 1024
+    gpu_memory_utilization: float | None = None  # above 0, at most 1; None: the pool is as large as it says above
     block_size: int = 16  # slots in a block; paged only
     max_length: int = 2048  # prompt and output tokens of one sequence, at most
     max_batch_tokens: int = 8192  # tokens that one step computes, at most
@@ -54,6 +56,14 @@ class EngineConfig:
         for name in ("kv_memory_bytes", "max_length", "max_batch_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.gpu_memory_utilization is not None:
+            if not 0 < self.gpu_memory_utilization <= 1:
+                raise ConfigError(f"gpu_memory_utilization {self.gpu_memory_utilization} must be above 0 and at most 1")
+            if self.device != "cuda":
+                raise ConfigError(
+                    f"gpu_memory_utilization {self.gpu_memory_utilization} needs a GPU, and the device is"
+                    f" {self.device!r}; give --kv-memory instead"
+                )
         if self.eviction not in EVICTION_POLICIES:
             raise ConfigError(f"eviction policy {self.eviction!r} is unknown; known: {', '.join(EVICTION_POLICIES)}")
         if self.preemption not in PREEMPTION_MODES:

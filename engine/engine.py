@@ -132,6 +132,7 @@ class Engine:
         clock: Callable[[], int] = time.monotonic_ns,
         decode: Decode | None = None,
     ) -> None:
+        assert config.gpu_memory_utilization is None, "load_engine measures how large the pool may be"
         config.check_pool(1, 1)
         self.config = config
         self.runner = runner

@@ -1,7 +1,7 @@
 """A run's settings: what the user asked for, with every default and size resolved, and refused where it cannot work."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from pbench.errors import UsageError
 from pbench.external.checks import check_external
 from pbench.external.kinds import check_spec, external_kind, unused_notes
 from pbench.job import DEFAULT_PROFILING, EngineOptions, ProfilingChoice, WorkloadChoice
+from pbench.pool_probe import measure_pool_bytes
 from pbench.slo import parse_targets
 from pbench.units import display_path, format_bytes, format_number, parse_bytes, printable
 
@@ -30,6 +31,7 @@ class RunOptions:
     engines: tuple[str, ...] = ()
     model: str | None = None
     kv_memory: str | None = None
+    gpu_memory_utilization: float | None = None
     max_length: int | None = None
     block_size: int | None = None
     max_batch_tokens: int | None = None
@@ -137,6 +139,8 @@ class Settings:
 def resolve(options: RunOptions) -> Settings:
     """Resolve and check what the user asked for. Allocates nothing and starts nothing.
 
+    With ``gpu_memory_utilization`` a process loads the model first, to measure how large the pool may be.
+
     Raises:
         UsageError: an option that cannot work.
         EngineError: an unknown engine or model, or a pool too small for the largest request.
@@ -155,6 +159,8 @@ def resolve(options: RunOptions) -> Settings:
     model = load_model_config(model_spec)
     model.check_runnable()
     first = engine_options(options, defaults, device, specs[0], model_spec, model)
+    if options.gpu_memory_utilization is not None:
+        first = with_measured_pool(options, first)
     engines = tuple(first.of(spec) for spec in specs)
     configs = [engine.config() for engine in engines if external_kind(engine.memory) is None]
     is_limit_default = options.limit is None and options.sample is None and defaults.limit is not None
@@ -277,6 +283,23 @@ def engine_options(
         # On the CPU a launch is the step itself: tokens would be told a step late, and nothing gained.
         has_async_steps=not options.no_async_steps and device != "cpu",
     )
+
+
+def with_measured_pool(options: RunOptions, engine: EngineOptions) -> EngineOptions:
+    """The options with the pool that ``--gpu-memory-utilization`` leaves room for, the same for every engine.
+
+    Raises:
+        UsageError: it cannot be had here, or beside another size.
+    """
+    assert options.gpu_memory_utilization is not None
+    where = f"--gpu-memory-utilization {options.gpu_memory_utilization}"
+    if options.kv_memory is not None:
+        raise UsageError(f"{where} and --kv-memory {options.kv_memory} exclude each other; give one of them")
+    if engine.device != "cuda":
+        raise UsageError(f"{where} needs a GPU, and the engines run on the CPU; give --kv-memory instead")
+    kv_memory_bytes = measure_pool_bytes(engine.of("paged"), options.gpu_memory_utilization)
+    host_kv_memory_bytes = engine.host_kv_memory_bytes if options.host_memory is not None else kv_memory_bytes
+    return replace(engine, kv_memory_bytes=kv_memory_bytes, host_kv_memory_bytes=host_kv_memory_bytes)
 
 
 def _whole_blocks(kv_memory_bytes: int, block_bytes: int) -> int:

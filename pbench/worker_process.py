@@ -43,7 +43,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 process_group=0,
-                env=_environment(),
+                env=worker_environment(),
             )
 
     @property
@@ -130,7 +130,7 @@ def _describe_exit(code: int) -> str:
     return f"{text}, as the system does when memory runs out" if -code == signal.SIGKILL else text
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """The worker's environment: ours, with the project's folder where Python found it only by being started there.
 
     The worker runs with ``-P``, which keeps the current folder off the path, so a checkout that is not installed

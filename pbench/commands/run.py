@@ -39,6 +39,12 @@ Exit codes:
 )
 @click.option("--kv-memory", metavar="SIZE", help="The pool of every engine: 8GiB, 24MB, 1048576.")
 @click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    metavar="SHARE",
+    help="Instead: the pool that this share of the GPU's memory leaves room for beside the largest step, as measured.",
+)
+@click.option(
     "--max-length",
     type=click.IntRange(min=2),
     help="Prompt and output tokens of a request, at most; longer ones are dropped and counted.",

@@ -108,6 +108,12 @@ def test_a_bad_row_names_file_line_and_field(capsys: pytest.CaptureFixture[str],
         (["--block-size", "12"], ["12", "power of two"]),
         (["--max-length", "100000"], ["100000", "--max-length"]),
         (["--model", "opt-13b"], ["opt-13b"]),
+        (["--gpu-memory-utilization", "0.9"], ["--gpu-memory-utilization 0.9", "needs a GPU", "give --kv-memory"]),
+        (
+            ["--gpu-memory-utilization", "0.9", "--kv-memory", "8MiB"],
+            ["--gpu-memory-utilization 0.9 and --kv-memory 8MiB exclude each other"],
+        ),
+        (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
     ],
 )
 def test_options_that_cannot_work_name_the_value_and_the_remedy(
@@ -192,3 +198,45 @@ def test_both_engines_get_the_same_whole_blocks() -> None:
     configs = [engine.config() for engine in settings.engines]
     assert len({config.num_slots * config.slot_bytes for config in configs}) == 1
     assert {config.kv_memory_bytes for config in configs} == {8 * 2**20}
+
+
+def test_a_measured_pool_is_every_engine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pbench import settings
+    from pbench.job import EngineOptions
+
+    def measure(engine: EngineOptions, gpu_memory_utilization: float) -> int:
+        assert (engine.device, gpu_memory_utilization) == ("cuda", 0.8)
+        return 96 * 2**20
+
+    monkeypatch.setattr(settings, "_resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(settings, "measure_pool_bytes", measure)
+    options = settings.RunOptions("chat-shared-prompt", model="tiny", limit=4, gpu_memory_utilization=0.8)
+    engines = settings.resolve(options).engines
+    assert [engine.kv_memory_bytes for engine in engines] == [96 * 2**20] * 2
+    assert {engine.host_kv_memory_bytes for engine in engines} == {96 * 2**20}
+
+
+def test_a_pool_that_cannot_be_measured_says_why() -> None:
+    from dataclasses import replace
+
+    import torch
+
+    from pbench.errors import UsageError
+    from pbench.pool_probe import measure_pool_bytes
+    from pbench.settings import RunOptions, resolve
+
+    if torch.cuda.is_available():
+        pytest.skip("here it can be")
+    engine = resolve(RunOptions("chat-shared-prompt", device="cpu")).engines[0]
+    with pytest.raises(UsageError, match="could not be measured: device 'cuda' is not available"):
+        measure_pool_bytes(replace(engine, device="cuda"), 0.9)
+
+
+@pytest.mark.gpu
+def test_the_pool_of_a_run_is_measured_in_a_process_of_its_own() -> None:
+    from pbench.settings import RunOptions, resolve
+
+    options = RunOptions("chat-shared-prompt", model="qwen3-0.6b", limit=4, gpu_memory_utilization=0.5)
+    sizes = {engine.kv_memory_bytes for engine in resolve(options).engines}
+    assert len(sizes) == 1
+    assert sizes.pop() > 2**30

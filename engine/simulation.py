@@ -88,6 +88,8 @@ class SimulatedRunner:
             token_id = computed[-1]
             if token_id < 0:
                 chosen = last[placeholder(token_id)]
+                if isinstance(chosen, ScoredToken):
+                    chosen = chosen.token_id
                 assert isinstance(chosen, int), "a step was planned ahead of beams"
                 token_id = chosen
             if len(samples) == 1:

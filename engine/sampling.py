@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,7 +109,10 @@ class SeenTokens:
                 self._row_by_seq_id[sample.seq_id] = self._free_rows.pop()
             marks = self.marks[self._row_by_seq_id[sample.seq_id]]
             marks.zero_()
-            marks[to_device(sample.history, torch.int64, self._device)] = 1
+            token_ids = torch.from_numpy(np.asarray(sample.history).astype(np.int64))
+            if self._device.type == "cuda":
+                token_ids = token_ids.pin_memory()
+            marks.index_fill_(0, token_ids.to(self._device, non_blocking=True), 1)
         return self._row_by_seq_id[sample.seq_id]
 
 
@@ -136,7 +141,8 @@ class TokenChooser:
         # One upload: the keys, then the rules as float64.
         host = torch.empty((1 + NUM_RULES, len(samples)), dtype=torch.int64, pin_memory=logits.is_cuda)
         host[0] = noise_keys([sample.seed for sample in samples], positions)
-        host[1:].view(torch.float64)[:] = torch.tensor([self._rules(s) for s in samples], dtype=torch.float64).T
+        rules = np.fromiter(chain.from_iterable(map(self._rules, samples)), np.float64, NUM_RULES * len(samples))
+        host[1:].view(torch.float64)[:] = torch.from_numpy(rules).view(-1, NUM_RULES).T
         packed = host.to(logits.device, non_blocking=True)
         return choose_tokens(logits, packed[0], packed[1:].view(torch.float64), self.seen.marks)
 

@@ -13,7 +13,7 @@ from pbench.engine.plan import Choice, PlannedSequence, Sample, SampleOptions
 from pbench.engine.transfers import Readback, to_device
 from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens, noise_keys
 
-_NO_OPTIONS = SampleOptions()
+NO_OPTIONS = SampleOptions()
 _LOWEST_TEMPERATURE = 1e-6  # as good as none, and no logit over it is infinite
 
 
@@ -155,16 +155,21 @@ class TokenChooser:
             choose_tokens(logits, keys, rules, marks)
 
     def _rules(self, sample: Sample) -> tuple[float, ...]:
-        """In the order of ``pbench.kernels.choose_tokens``."""
-        top_k, top_p, min_p, penalty, _ = sample.options or _NO_OPTIONS
-        return (
-            1 / max(sample.temperature, _LOWEST_TEMPERATURE) if sample.temperature else 0,
-            top_k,
-            top_p,
-            math.log(min_p) if min_p else -math.inf,
-            penalty,
-            self.seen.row(sample) if penalty != 1 else -1,
-        )
+        options = sample.options or NO_OPTIONS
+        seen_row = self.seen.row(sample) if options.repetition_penalty != 1 else -1
+        return token_rules(sample.temperature, options, seen_row)
+
+
+def token_rules(temperature: float, options: SampleOptions, seen_row: int = -1) -> tuple[float, ...]:
+    """A column of the rules of ``pbench.kernels.choose_tokens``, in the order of its constants."""
+    return (
+        1 / max(temperature, _LOWEST_TEMPERATURE) if temperature else 0,
+        options.top_k,
+        options.top_p,
+        math.log(options.min_p) if options.min_p else -math.inf,
+        options.repetition_penalty,
+        seen_row,
+    )
 
 
 def is_greedy(samples: Sequence[Sample]) -> bool:

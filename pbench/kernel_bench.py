@@ -8,7 +8,17 @@ from typing import Any
 import torch
 
 from pbench.ceilings import Ceilings
-from pbench.kernel_cases import OURS, OURS_FLAT, OURS_FP8, Case, attention_case, attention_error, copy_case, row_cases
+from pbench.kernel_cases import (
+    OURS,
+    OURS_FLAT,
+    OURS_FP8,
+    Case,
+    attention_case,
+    attention_error,
+    choice_cases,
+    copy_case,
+    row_cases,
+)
 from pbench.kernel_inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_peers import Peer, peers
 from pbench.kernel_shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
@@ -56,7 +66,7 @@ class Measurement:
     num_bytes: int  # the least that a call must move
     flops: int
     timing: Timing | None  # None: it failed
-    error: float | None = None  # relative to float64; of a copy, numbers that differ
+    error: float | None = None  # relative to float64; of a copy and of choices, how many differ
     failure: str | None = None
     slowdown: float | None = None  # of the paging tax: over contiguous addressing
 
@@ -89,6 +99,9 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
     if "rows" in plan.kernels:
         for num_tokens in plan.size.num_row_tokens:
             for build in row_cases(plan.size, plan.block_size, num_tokens, buffers):
+                yield _measure(build, plan)
+        for num_rows in plan.size.num_choices:
+            for build in choice_cases(plan.size.vocab_size, num_rows, buffers):
                 yield _measure(build, plan)
 
 

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pbench.engine.plan import SampleOptions
+from pbench.engine.sampling import NO_OPTIONS, token_rules
 from pbench.engine.shared_runs import find_runs, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.kernel_inputs import AttentionInputs, Buffers
 from pbench.kernel_shapes import BenchSize
+from pbench.kernels.choose_tokens import choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
 from pbench.kernels.decode_plan import DecodePlan
@@ -166,6 +169,39 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
     yield partial(case, "silu and mul", 3 * wide, silu)
     yield partial(case, "rotary", 2 * num_rows * heads.head_dim, rotary)
     yield partial(case, "write kv", 2 * heads.kv_numel, write)
+
+
+CHOICES = {
+    "greedy": token_rules(0, NO_OPTIONS),
+    "temperature": token_rules(0.8, NO_OPTIONS),
+    "top-k 20": token_rules(0.8, SampleOptions(top_k=20)),
+    "top-p 0.95": token_rules(0.8, SampleOptions(top_p=0.95)),
+    "top-k 20, top-p 0.95": token_rules(0.8, SampleOptions(top_k=20, top_p=0.95)),
+}
+
+
+def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[Callable[[], Case]]:
+    """The choice of a token for each of ``num_rows``, under different rules; each is built when it is called.
+
+    Logits are those of a model that is fairly sure, which is what most filters are made for.
+    """
+    num_bytes = num_rows * vocab_size * buffers.dtype.itemsize
+    keys = noise_keys(list(range(num_rows)), [buffers.seed] * num_rows).to(buffers.device)
+
+    def case(name: str, rule: tuple[float, ...]) -> Case:
+        rules = torch.tensor([rule] * num_rows, dtype=torch.float64).T.contiguous().to(buffers.device)
+        num_calls = buffers.num_rotations(num_bytes)
+        logits = [3 * buffers.random(num_rows, vocab_size) for _ in range(num_calls)]
+
+        def error() -> float:
+            expected = choose_tokens_reference(logits[0].cpu(), keys.cpu(), rules.cpu())
+            return float((choose_tokens(logits[0], keys, rules).cpu() != expected).sum())
+
+        calls = tuple(partial(choose_tokens, own, keys, rules) for own in logits)
+        return Case(f"choose, {name}", f"{num_rows} of {vocab_size}", OURS, calls, num_bytes, 0, error)
+
+    for name, rule in CHOICES.items():
+        yield partial(case, name, rule)
 
 
 def _shared_runs(inputs: AttentionInputs) -> SharedRuns | None:

@@ -65,10 +65,12 @@ class BenchSize:
     num_row_tokens: tuple[int, ...]  # batches of the kernels that treat every token apart
     hidden_size: int
     intermediate_size: int
+    vocab_size: int
+    num_choices: tuple[int, ...]  # batches of token choices
 
 
-GPU_SIZE = BenchSize(Heads(), 1, 1 << 30, 1024, (256, 8192), 4096, 14336)
-CPU_SIZE = BenchSize(Heads(4, 2, 32), 32, 4, 32, (16, 64), 128, 256)
+GPU_SIZE = BenchSize(Heads(), 1, 1 << 30, 1024, (256, 8192), 4096, 14336, 128256, (1, 32, 256))
+CPU_SIZE = BenchSize(Heads(4, 2, 32), 32, 4, 32, (16, 64), 128, 256, 1000, (4,))
 
 _UNIFORM = (
     (1, 8192),

@@ -12,7 +12,7 @@ from pbench import kernel_bench
 from pbench.__main__ import main
 from pbench.ceilings import Ceilings
 from pbench.kernel_bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
-from pbench.kernel_cases import attention_error
+from pbench.kernel_cases import CHOICES, attention_error
 from pbench.kernel_inputs import Buffers, attention_inputs
 from pbench.kernel_peers import Peer
 from pbench.kernel_shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
@@ -36,7 +36,8 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     measurements = json.loads(written.read_text())["measurements"]
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
-        *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul", "rotary", "write kv"
+        *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul", "rotary", "write kv",
+        *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
     for one in measurements:
         assert one["failure"] is None
@@ -44,7 +45,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
         assert one["share_of_ceiling"] > 0
         if one["kernel"] in ATTENTION_KERNELS:
             assert one["error"] < 1e-5
-        if one["kernel"] == "copy blocks":
+        if one["kernel"] == "copy blocks" or one["kernel"].startswith("choose, "):
             assert one["error"] == 0
 
 

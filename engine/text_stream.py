@@ -24,11 +24,13 @@ class TextStream:
     A token costs one call of ``decode`` with some 16 token ids, however long the sequence is.
     """
 
-    __slots__ = ("_decode", "_held", "_stop", "_told", "_window", "is_stopped")
+    __slots__ = ("_beginnings", "_decode", "_held", "_stop", "_told", "_window", "is_stopped")
 
     def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
         self._decode = decode
         self._stop = stop
+        beginnings = {one[:length] for one in stop for length in range(1, len(one))}
+        self._beginnings = tuple(sorted(beginnings, key=len, reverse=True))
         self._window: list[int] = []  # the latest tokens
         self._told = ""  # of the window's text: what is certain
         self._held = ""  # certain, but perhaps the beginning of a stop string
@@ -76,19 +78,10 @@ class TextStream:
         if found is not None:
             self.is_stopped = True
             return text[: found[1]]
-        num_held = 0 if is_last else self._num_begun(text)
-        if num_held:
-            self._held = text[-num_held:]
-            return text[:-num_held]
+        if not is_last and text.endswith(self._beginnings):
+            self._held = next(beginning for beginning in self._beginnings if text.endswith(beginning))
+            return text[: -len(self._held)]
         return text
-
-    def _num_begun(self, text: str) -> int:
-        """Characters at the end of ``text`` that a stop string begins with, at most."""
-        longest = max(map(len, self._stop), default=0) - 1
-        for num_characters in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-num_characters:]) for stop in self._stop):
-                return num_characters
-        return 0
 
 
 def _without_incomplete_end(text: str) -> str:

@@ -162,6 +162,7 @@ class Sampler:
         start_ns: int,
         interval_s: float,
         clock_ns: Callable[[], int] = time.monotonic_ns,
+        cpu_clock_ns: Callable[[], int] = time.thread_time_ns,
     ) -> None:
         self._probe = probe
         self._sink = sink
@@ -170,7 +171,8 @@ class Sampler:
         self._clock_ns = clock_ns
         self._stopped = threading.Event()
         self._error: Exception | None = None
-        self.busy_ns = 0  # that all samples together took
+        self._cpu_clock_ns = cpu_clock_ns
+        self.busy_ns = 0  # of CPU that all samples took: the most that they kept the engine from; they wait for NVML too
         self._thread = threading.Thread(target=self._loop, name="pbench-sampler", daemon=True)
 
     def start(self) -> None:
@@ -180,9 +182,9 @@ class Sampler:
 
     def sample(self) -> None:
         """Take one sample in the calling thread."""
-        begin_ns = self._clock_ns()
-        self._sink(self._probe(begin_ns - self._start_ns))
-        self.busy_ns += self._clock_ns() - begin_ns
+        begin_ns = self._cpu_clock_ns()
+        self._sink(self._probe(self._clock_ns() - self._start_ns))
+        self.busy_ns += self._cpu_clock_ns() - begin_ns
 
     def wait_ns(self) -> int:
         """Nanoseconds until the next moment of the schedule that is still to come; at least one."""

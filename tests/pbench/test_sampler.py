@@ -67,7 +67,7 @@ def test_cpu_shares_are_since_the_sample_before() -> None:
     assert busy.process_cpu_pct > 2 * idle.process_cpu_pct
 
 
-def test_the_sampler_tells_how_long_it_was_busy() -> None:
+def test_the_sampler_tells_how_much_cpu_it_took() -> None:
     now_ns = 0
 
     def take_a_while(time_ns: int) -> DeviceSample:
@@ -75,7 +75,7 @@ def test_the_sampler_tells_how_long_it_was_busy() -> None:
         now_ns += 7
         return sample_at(time_ns)
 
-    sampler = Sampler(take_a_while, lambda _: None, start_ns=0, interval_s=1.0, clock_ns=lambda: now_ns)
+    sampler = Sampler(take_a_while, lambda _: None, start_ns=0, interval_s=1.0, cpu_clock_ns=lambda: now_ns)
     sampler.sample()
     sampler.sample()
     assert sampler.busy_ns == 14

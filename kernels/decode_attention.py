@@ -426,7 +426,7 @@ def decode_attention_triton(
 def choose_tiling(limits: DeviceLimits, head_dim: int, element_bytes: int) -> DecodeTiling:
     """How to cut up launches on this device: as much in flight as a multiprocessor's memory holds."""
     token_bytes = 2 * next_power_of_2(head_dim) * element_bytes
-    # Two on a multiprocessor were as fast as three on large batches of an H100, and faster by up to a fifth on small ones.
+    # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
     for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2)):
         program_bytes = 2 * tile_tokens * token_bytes + SCRATCH_BYTES
         if program_bytes * programs_per_sm <= limits.shared_memory_bytes:

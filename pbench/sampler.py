@@ -172,7 +172,9 @@ class Sampler:
         self._stopped = threading.Event()
         self._error: Exception | None = None
         self._cpu_clock_ns = cpu_clock_ns
-        self.busy_ns = 0  # of CPU, for all samples: the most that they kept from the engine. They wait for NVML besides.
+        self.busy_ns = (
+            0  # of CPU, for all samples: the most that they kept from the engine. They wait for NVML besides.
+        )
         self._thread = threading.Thread(target=self._loop, name="pbench-sampler", daemon=True)
 
     def start(self) -> None:

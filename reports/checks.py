@@ -19,6 +19,7 @@ _HARDWARE_SLOWDOWNS = {
     0x80: "power brake",
 }
 
+_MAX_DETAILS = 3  # engines of which a check of many says what was seen
 _LONGEST_SAMPLING_GAP_S = 2.0
 
 
@@ -66,7 +67,10 @@ def _recorded(subjects: Sequence[Subject]) -> list[Check]:
             for label, check in made
             if check.outcome == worst
         )
-        checks.append(Check(name, worst, "; ".join(details)))
+        shown = list(details)
+        if len(shown) > _MAX_DETAILS:
+            shown[_MAX_DETAILS:] = [f"and {len(shown) - _MAX_DETAILS} more"]
+        checks.append(Check(name, worst, "; ".join(shown)))
     return checks
 
 

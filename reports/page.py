@@ -82,12 +82,13 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
     """
     subjects = load_subjects(runs)
     results = [run.result for run in runs]
-    pair = comparable_pair(subjects)
     sweeps = find_sweeps(subjects)
+    pair = comparable_pair(subjects) if not sweeps else None  # pools of many sizes have no one baseline
     drawn = _drawn_in_detail(subjects)
     panels = tuple(
         panel
         for panel in (
+            capacity_panel(sweeps),
             memory_panel(drawn),
             progress_panel(drawn),
             account_panel(drawn),
@@ -103,7 +104,6 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
             roofline_panel(drawn, bench),
             device_panel(drawn),
             repeats_panel(drawn),
-            capacity_panel(sweeps),
             comparison_panel(subjects) if not sweeps else None,
             workload_panel(drawn),
         )
@@ -118,7 +118,7 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
         num_drawn=len(drawn),
         baseline_key=pair.baseline.key if pair and pair.baseline else None,
         checks=tuple(run_checks(subjects)),
-        cards=tuple(cards(subjects, pair)),
+        cards=tuple(cards(subjects if not sweeps else drawn, pair)),
         metrics=tuple(metric_rows(subjects, pair)),
         panels=panels,
         runs=tuple(map(_details, results)),

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -93,6 +94,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
         ResultError: a run folder cannot be read.
     """
     results = [run.result for run in runs]
+    names = _short_names([result.run_id for result in results])
     times_seen = Counter(engine.spec for result in results for engine in result.engines)
     subjects: list[Subject] = []
     for run, result in zip(runs, results, strict=True):
@@ -101,7 +103,7 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
         for engine in result.engines:
             rows = partial(_rows_of, engine.spec, engine.typical_repeat)
             index = len(subjects)
-            label = engine.spec if times_seen[engine.spec] == 1 else f"{engine.spec} ({result.run_id})"
+            label = engine.spec if times_seen[engine.spec] == 1 else f"{engine.spec} ({names[result.run_id]})"
             if any(label == subject.label for subject in subjects):  # the same run, given twice
                 label = f"{label} #{index + 1}"
             subjects.append(
@@ -126,6 +128,14 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
                 )
             )
     return subjects
+
+
+def _short_names(run_ids: Sequence[str]) -> dict[str, str]:
+    """Run ids without the words that all of them begin with: those of a sweep differ in their last word only."""
+    words = {run_id: run_id.split("-") for run_id in run_ids}
+    columns = zip(*words.values(), strict=False)
+    num_common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)) if len(words) > 1 else 0
+    return {run_id: "-".join(parts[num_common:]) or run_id for run_id, parts in words.items()}
 
 
 def floats(table: "pd.DataFrame", column: str) -> Floats:

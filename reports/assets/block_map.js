@@ -290,6 +290,19 @@
       });
     }
 
+    for (const button of root.querySelectorAll("[data-save-map]")) {
+      button.hidden = false;
+      button.addEventListener("click", () => {
+        document.getElementById(button.dataset.saveMap).toBlob((blob) => {
+          const link = document.createElement("a");
+          link.href = URL.createObjectURL(blob);
+          link.download = `pbench-${button.dataset.saveMap}.png`;
+          link.click();
+          setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+        });
+      });
+    }
+
     let timer = null;
     function stop() {
       clearInterval(timer);

@@ -36,6 +36,18 @@ def test_a_sweep_is_curves_over_the_size_of_the_pool(sweep: list[Run], render: R
     assert "comparison" not in [section.attributes["id"] for section in page.all("section")]
 
 
+def test_a_sweep_compares_no_size_with_another_and_has_cards_of_what_is_drawn(sweep: list[Run], render: Render) -> None:
+    page = render(*sweep)
+    assert not page.all("th", class_="against")
+    assert page.by_id("cards").text.count("paged (") == 3 * 6
+
+
+def test_runs_are_told_apart_by_what_their_names_do_not_share(builder: Callable[..., Any], render: Render) -> None:
+    runs = [builder(f"2026-chat-{name}", num_requests=3).add_engine("paged").write() for name in ("a", "b-c")]
+    page = render(*runs)
+    assert [page.by_id(f"memory-e{index}-title").text for index in (0, 1)] == ["paged (a)", "paged (b-c)"]
+
+
 def test_of_too_many_engines_the_smallest_middle_and_largest_pool_are_drawn_and_all_figures_are_there(
     sweep: list[Run], render: Render
 ) -> None:

@@ -77,6 +77,14 @@ def test_the_arrow_keys_go_from_block_to_block_and_from_extent_to_extent(shown: 
     assert shown.evaluate(READ.format(1)).startswith("Slots 2\u202f048 to 4\u202f095: request")
 
 
+def test_the_picture_can_be_saved(shown: Any, tmp_path: Path) -> None:
+    with shown.page.expect_download() as download:
+        shown.page.get_by_role("button", name="Save the pool of paged as PNG").click()
+    download.value.save_as(tmp_path / "saved.png")
+    assert download.value.suggested_filename == "pbench-map-e0.png"
+    assert (tmp_path / "saved.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_map_changes_with_the_theme_and_back(shown: Any) -> None:
     light = shown.evaluate(PIXELS.format(0))
     shown.evaluate("document.querySelector('#theme [value=dark]').click()")

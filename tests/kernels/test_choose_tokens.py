@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 
@@ -110,6 +112,35 @@ def test_tokens_of_probability_zero_are_never_chosen(device, options):
     assert tokens[1] in (5, 599)
     assert tokens[2] in range(100, 110)
     assert tokens[3] == 0, "nothing is likely: the first"
+
+
+# Nothing minus nothing: numpy tells, under the interpreter.
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    vocab_size=st.integers(1, 1100),
+    seed=st.integers(0, 2**31),
+    temperature=st.sampled_from([0.0, 1e-6, 0.3, 1.0, 50.0]),
+    top_k=st.integers(0, 40),
+    top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.5, 1.0]),
+    penalty=st.sampled_from([0.5, 1.0, 3.0]),
+    spread=st.sampled_from([0.0, 0.01, 3.0, 1e4]),
+    impossible=st.sampled_from([0.0, 0.5, 1.0]),  # share of the tokens
+)
+def test_kernel_chooses_what_the_reference_does_whatever_comes(
+    device, vocab_size, seed, temperature, top_k, top_p, min_p, penalty, spread, impossible
+):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(2, vocab_size, generator=generator)
+    logits[torch.rand(2, vocab_size, generator=generator) < impossible] = -math.inf
+    seen = (torch.rand(2, vocab_size, generator=generator) < 0.5).to(torch.uint8)
+    rules = make_rules(2, temperature, top_k, top_p, min_p, penalty, is_seen=penalty != 1)
+    keys, seen_there = make_keys(2, seed), seen.clone().to(device)
+    expected = choose_tokens_reference(logits, keys, rules, seen)
+    tokens = choose_tokens_triton(logits.to(device), keys.to(device), rules.to(device), seen_there)
+    assert tokens.tolist() == expected.tolist()
+    assert torch.equal(seen_there.cpu(), seen)
 
 
 def test_rows_of_a_wider_tensor_are_read_in_place(device):

@@ -38,6 +38,7 @@ from pbench.results import EngineResult, Repeat, RunResult, write_result
 from pbench.step_cost import step_cost
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import display_path, slug
+from pbench.validity import Watching
 from pbench.validity_run import check_run
 from pbench.worker_process import WorkerProcess
 
@@ -169,7 +170,7 @@ class Experiment:
         self._view.begin(label, plan.workload.num_requests)
         worker = self._worker = WorkerProcess(journal / JOB_FILE, log_path, plan.timeout_s)
         ready: Mapping[str, Any] = {}
-        watching_s: float | None = None
+        watching: Watching | None = None
         status = "failed"
         try:
             if self._is_interrupted and not worker.is_interrupted:  # while it was being started
@@ -183,7 +184,7 @@ class Experiment:
                     config = self._configs[index] | event["facts"]
                     self._engines[index] = replace(self._engines[index], pool=event["pool"], config=config)
                 if event is not None and event["event"] == "watched":
-                    watching_s = event["duration_s"]
+                    watching = Watching(event["noting_s"], event["sampling_s"])
                 self._view.show(event)
             outcome = worker.outcome()
             status = outcome.status
@@ -207,7 +208,7 @@ class Experiment:
             tables,
             journal=journal,
             ready=ready,
-            watching_s=watching_s,
+            watching=watching,
             workload=plan.workload.record(),
             sample_interval_s=plan.sample_interval_s,
             targets_ms=plan.targets_ms,

@@ -10,7 +10,7 @@ from pbench.metrics import sampling_of, summarise
 from pbench.profiling.profiling import read_phases
 from pbench.results import Repeat, WarmUp
 from pbench.tables import Tables
-from pbench.validity import Evidence, check_repeat
+from pbench.validity import Evidence, Watching, check_repeat
 from pbench.worker import Outcome
 
 
@@ -21,7 +21,7 @@ def summarise_repeat(
     *,
     journal: Path,
     ready: Mapping[str, Any],
-    watching_s: float | None,
+    watching: Watching | None,
     workload: Mapping[str, Any],
     sample_interval_s: float,
     targets_ms: Mapping[str, float],
@@ -35,7 +35,7 @@ def summarise_repeat(
         tables: what was measured.
         journal: the folder that the worker journalled into.
         ready: the worker's event of this name; empty where it did not get so far.
-        watching_s: what sampling and noting took, as the worker said at its end.
+        watching: what it cost, as the worker said at its end.
         workload: as the record keeps it.
         sample_interval_s: as it was asked for.
         targets_ms: of ``--slo``.
@@ -53,7 +53,7 @@ def summarise_repeat(
         sampling=sampling,
         gpu=ready.get("gpu"),
         num_cached_slots=ready.get("num_cached_slots"),
-        watching_s=watching_s,
+        watching=watching,
         num_cores=len(usable_cores()),  # a worker inherits ours
     )
     return Repeat(

@@ -103,7 +103,7 @@ def _repeat(result: RunResult, found: _Found) -> Repeat:
         found.tables,
         journal=found.journal,
         ready=_ready(found),
-        watching_s=None,
+        watching=None,
         workload=result.workload,
         sample_interval_s=found.job.sample_interval_s,
         targets_ms=result.config["targets_ms"],

@@ -6,7 +6,7 @@ are made once, here, and kept in the record: terminal, comparison and report sho
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,13 @@ _CHEAP_PCT, _DEAR_PCT = 1.0, 5.0
 _SAMPLES_LATE_BY = 3  # intervals
 
 
+class Watching(NamedTuple):
+    """What measuring took."""
+
+    noting_s: float  # between the engine's steps
+    sampling_s: float  # of CPU, in a thread beside the engine
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """What the checks of one repeat judge."""
@@ -36,7 +43,7 @@ class Evidence:
     sampling: Sampling | None
     gpu: Mapping[str, Any] | None = None  # as in the environment
     num_cached_slots: int | None = None  # before the first request
-    watching_s: float | None = None  # that sampling and noting took
+    watching: Watching | None = None
     num_cores: int = 1  # that the worker might run on
     is_simulated: bool = False
 
@@ -162,11 +169,14 @@ def _sampled(evidence: Evidence) -> Check:
 
 
 def _watched_cheaply(evidence: Evidence) -> Check:
-    """Sampling runs beside the engine and noting between its steps: together the most that watching can have cost."""
+    """Noting keeps the engine waiting; sampling takes its share of the cores that both may use."""
     name = "measured at little cost"
-    if evidence.watching_s is None or not evidence.duration_s:
+    watching = evidence.watching
+    if watching is None or not evidence.duration_s:
         return Check(name, "unknown", "the repeat did not get to its end")
-    share_pct = 100 * evidence.watching_s / evidence.duration_s
+    noting_pct, sampling_pct = (100 * spent_s / evidence.duration_s for spent_s in watching)
+    share_pct = noting_pct + sampling_pct / evidence.num_cores
     outcome = "pass" if share_pct <= _CHEAP_PCT else "warn" if share_pct <= _DEAR_PCT else "fail"
-    detail = f"sampling and noting took {format_quantity(share_pct, '%')} of the time"
+    noting, sampling = (format_quantity(pct, "%") for pct in (noting_pct, sampling_pct))
+    detail = f"noting took {noting} of the time, sampling {sampling} of one of {evidence.num_cores} cores"
     return Check(name, outcome, detail, share_pct, "%")

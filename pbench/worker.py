@@ -5,7 +5,7 @@ It journals what it measures and tells its parent how it is doing, one JSON obje
     {"event": "stage", "stage": "loading" | "warming up" | "running"}
     {"event": "ready", "pool": {...}, "gpu": {...} | null}
     {"event": "progress", ...}                        about ten times a second
-    {"event": "watched", "duration_s": ...}           what sampling and noting took
+    {"event": "watched", "noting_s": ..., "sampling_s": ...}  what both took, see pbench.validity.Watching
     {"event": "done", "status": "complete" | "failed" | "interrupted", "reason": ..., "notes": [...]}
 
 A worker that ends without "done" was killed. SIGINT ends it gracefully: after the step that runs just now, with
@@ -183,7 +183,7 @@ def _run(job: Job, events: EventStream, stop: StopSignal) -> Outcome:
             # Not after an error: an engine that broke in the middle of a step has nothing reliable to say.
             playback.note_unfinished()
         profiling_notes = unused_profiling(job.profiling) if profiling is None else profiling.write(Path(job.journal))
-        events.send({"event": "watched", "duration_s": (playback.noting_ns + sampler.busy_ns) / 1e9})
+        events.send({"event": "watched", "noting_s": playback.noting_ns / 1e9, "sampling_s": sampler.busy_ns / 1e9})
         own_notes = target.notes() if isinstance(target, ExternalTarget) else ()
     notes = tuple(note for note in (nvml_note, probe.lost_note, *own_notes, *profiling_notes) if note)
     if not is_complete:

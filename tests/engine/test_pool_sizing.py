@@ -1,6 +1,7 @@
 """A pool as large as the GPU's memory allows beside the largest step."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -91,8 +92,11 @@ def test_without_a_gpu_it_is_refused_with_the_remedy() -> None:
 @pytest.mark.parametrize("has_cuda_graphs", [True, False])
 def test_the_gpu_is_filled_to_its_share_and_no_further(has_cuda_graphs: bool) -> None:
     """After the engine has warmed up and run steps of every option, with prompts as long as they may be."""
+    gc.collect()  # an engine of an earlier test
     torch.cuda.empty_cache()
-    _, total = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info()
+    if total - free > 2 * 2**30:
+        pytest.skip("others hold memory of this GPU, and may take more meanwhile")
     config = EngineConfig(
         model=PRESETS["qwen3-0.6b"],
         device="cuda",

@@ -54,7 +54,7 @@ def keep_busy(device: torch.device, seconds: float) -> None:
 def test_memory_temperature_and_clocks_are_those_of_nvidia_smi(device: torch.device, nvml: NvmlDevice) -> None:
     held = torch.ones(1 << 30, device=device, dtype=torch.uint8)
     keep_busy(device, 1.0)
-    fields = ("memory.used", "memory.reserved", "temperature.gpu", "clocks.sm", "clocks.mem", "power.draw.instant")
+    fields = ("memory.used", "memory.reserved", "temperature.gpu", "clocks.sm", "clocks.mem", "power.draw.average")
     before = [float(value) for value in nvidia_smi(device, *fields)]
     used, temperature = nvml.used_bytes(), nvml.temperature_c()
     sm_clock, memory_clock, power = nvml.sm_clock_mhz(), nvml.memory_clock_mhz(), nvml.power_w()
@@ -118,12 +118,14 @@ def test_a_run_samples_everything_that_the_gpu_tells(
     assert (samples["torch_allocated_bytes"] <= samples["torch_reserved_bytes"]).all()
     own = samples["device_process_bytes"].dropna()
     assert (own >= samples["torch_reserved_bytes"].max() * 0.9).all()
-    assert (samples["num_foreign_processes"].dropna() == 0).all(), "another process computes on this GPU"
+    num_tests = int(torch.cuda.is_initialized())  # this process computes there too, once an earlier test has
+    assert (samples["num_foreign_processes"].dropna() == num_tests).all(), "another process computes on this GPU"
     assert {"GPU not slowed down", "clocks held", "GPU cool enough", "GPU to itself"} <= {
         check.name for check in engine.checks
     }
 
 
+@pytest.mark.timeout(600)
 def test_sampling_costs_less_than_one_percent_of_the_throughput(
     options: RunOptions, run_experiment: Callable[..., RunResult], tmp_path: Path
 ) -> None:

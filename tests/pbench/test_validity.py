@@ -24,7 +24,7 @@ from pbench.results import (
 )
 from pbench.settings import RunOptions
 from pbench.tables import Tables
-from pbench.validity import Evidence, check_repeat
+from pbench.validity import Evidence, Watching, check_repeat
 from pbench.validity_run import check_run, check_spread
 
 SECOND = 10**9
@@ -80,7 +80,7 @@ def evidence(**changes: Any) -> Evidence:
         sampling=Sampling(0.1, 20, 0.1, 0.12),
         gpu=GPU,
         num_cached_slots=0,
-        watching_s=0.01,
+        watching=Watching(0.01, 0.0),
     )
     return replace(sound, **changes)
 
@@ -131,9 +131,9 @@ def test_a_sound_repeat_passes_every_check() -> None:
         ("CPU to itself", {"device": device({"host_cpu_pct": 51.0})}, "fail"),
         ("memory sampled throughout", {"sampling": Sampling(0.1, 20, 0.1, 0.31)}, "warn"),
         ("memory sampled throughout", {"sampling": None}, "unknown"),
-        ("measured at little cost", {"watching_s": 0.021}, "warn"),
-        ("measured at little cost", {"watching_s": 0.11}, "fail"),
-        ("measured at little cost", {"watching_s": None}, "unknown"),
+        ("measured at little cost", {"watching": Watching(0.021, 0.0)}, "warn"),
+        ("measured at little cost", {"watching": Watching(0.09, 0.05), "num_cores": 2}, "fail"),
+        ("measured at little cost", {"watching": None}, "unknown"),
     ],
 )
 def test_what_is_wrong_is_found(name: str, changes: dict[str, Any], outcome: str) -> None:

@@ -96,7 +96,7 @@ def test_greedy_tokens_are_ours(target: TransformersTarget, engine_options: Engi
 
 @pytest.mark.gpu
 def test_greedy_tokens_are_ours_on_a_gpu(options: RunOptions) -> None:
-    one = resolve(replace(options, device="cuda", dtype="float32")).engines[0]
+    one = resolve(replace(options, device="cuda", dtype="float32", kv_memory="64MiB")).engines[0]
     target = TransformersTarget(one)
     target.warm_up()
     try:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -93,6 +94,7 @@ def _add(figure: go.Figure, trend: Trend, ink: Ink, places: Sequence[int], divis
             line={"color": ink.shade.light, "dash": ink.dash, "width": 1},
             marker={"size": 6, "color": ink.shade.light},
             customdata=[plot_label(f"{point.commit}, {point.run.created_at[:10]}") for point in trend.points],
+            error_y=_interval_bars(trend, divisor, ink),
             hovertemplate=f"%{{y:,.4~r}} {unit}<br>%{{customdata}}<extra>{label}</extra>",
         )
     )
@@ -133,6 +135,23 @@ def _add(figure: go.Figure, trend: Trend, ink: Ink, places: Sequence[int], divis
             showlegend=False,
         )
     )
+
+
+def _interval_bars(trend: Trend, divisor: float, ink: Ink) -> dict[str, Any] | None:
+    """The intervals of runs whose engines were repeated; None where none was."""
+    intervals = [point.engine.intervals.get(trend.metric.name) for point in trend.points]
+    if not any(intervals):
+        return None
+    pairs = list(zip(trend.values, intervals, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": plain([(interval.high - value) / divisor if interval else 0 for value, interval in pairs], 4),
+        "arrayminus": plain([(value - interval.low) / divisor if interval else 0 for value, interval in pairs], 4),
+        "color": ink.shade.light,
+        "thickness": 1,
+        "width": 3,
+    }
 
 
 def _name_commits(figure: go.Figure, group: Group) -> None:

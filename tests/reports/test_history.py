@@ -101,6 +101,20 @@ def test_simulated_runs_have_no_noise_so_every_change_is_a_step(history: Callabl
     assert [step.at for step in trend.steps] == [2]
 
 
+def test_runs_of_repeated_engines_carry_their_intervals(
+    history: Callable[..., Path], builder: Callable[..., Any], page_of: Callable[..., Any]
+) -> None:
+    made = builder("repeated", num_requests=4).add_engine("paged").add_engine("contiguous:max").repeat().write().result
+    folder = history([1.0])
+    write_run(folder / "run-01", made, 1, 1.0, {})
+    engine = made.engines[0]
+    interval = engine.intervals["output_tokens_per_s"]
+    bars = page_of(folder).figures()["g0-output_tokens_per_s"]["data"][0]["error_y"]
+    mean = float(engine.summary["output_tokens_per_s"] or 0)
+    assert bars["array"] == pytest.approx([0, interval.high - mean], rel=1e-3)
+    assert bars["arrayminus"] == pytest.approx([0, mean - interval.low], rel=1e-3)
+
+
 def test_incomplete_engines_are_no_points_and_damaged_runs_are_named(
     history: Callable[..., Path], page_of: Callable[..., Any]
 ) -> None:

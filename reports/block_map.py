@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pbench.reports.charts.panel import Panel, Table
+from pbench.reports.charts.panel import Chart, Panel, Table
+from pbench.reports.charts.pool_picture import pool_chart
 from pbench.reports.palette import KINDS, Kind
 from pbench.reports.quantity import NOT_APPLICABLE, format_number, format_quantity
 from pbench.reports.reduction import Ints, spread_rows
@@ -46,6 +47,12 @@ class BlockMap:
     num_positions: int  # of the slider
     first_position: int
     data: dict[str, Any]
+    subjects: tuple[Subject, ...]
+
+    def paper_charts(self) -> tuple[Chart, ...]:
+        """The pictures as charts, each at its engine's fullest moment: for a paper, not for the page."""
+        cell_slots = max(map(_cell_slots, self.subjects))
+        return tuple(pool_chart(subject, _fullest_moment(subject), cell_slots) for subject in self.subjects)
 
 
 def block_map_panel(subjects: Sequence[Subject]) -> Panel:
@@ -97,6 +104,7 @@ def _block_map(subjects: Sequence[Subject]) -> BlockMap:
             },
             "engines": encoded,
         },
+        subjects=tuple(subjects),
     )
 
 

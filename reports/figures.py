@@ -34,7 +34,11 @@ def write_figures(panels: Sequence[Panel], labels: Mapping[str, str], folder: Pa
 
     """
     kaleido = _kaleido()
-    charts = [chart for panel in panels for chart in panel.charts]
+    charts = [
+        chart
+        for panel in panels
+        for chart in (*panel.charts, *(panel.block_map.paper_charts() if panel.block_map else ()))
+    ]
     paths = [folder / f"{name}.{image_format}" for name in _names(labels, [chart.key for chart in charts])]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,19 @@ def test_every_chart_becomes_a_file_named_by_its_engine(two_engines: Run, tmp_pa
         assert {"token states", "reserved", "% of the pool"} <= words
 
 
+def test_the_pool_is_drawn_slot_by_slot_as_its_map_has_it(two_engines: Run) -> None:
+    (panel,) = [panel for panel in build_page([two_engines]).panels if panel.key == "pool-map"]
+    assert panel.block_map is not None
+    for index, chart in enumerate(panel.block_map.paper_charts()):
+        engine, table = two_engines.result.engines[index], two_engines.pool_map()
+        maps = table[table["engine"] == engine.spec]
+        tokens = maps.groupby("time_ns")["token_state"].sum()
+        spans = maps[maps["time_ns"] == tokens.idxmax()]
+        drawn = {trace.name.split(",")[0]: sum(trace.x) for trace in chart.figure.data}
+        assert drawn["tokens"] == spans["token_state"].sum()
+        assert sum(drawn.values()) == engine.pool["num_slots"]
+
+
 @needs_browser
 def test_a_png_is_a_picture_of_three_pixels_a_point(two_engines: Run, tmp_path: Path) -> None:
     path, _ = write_few(two_engines, tmp_path, "png")

@@ -15,7 +15,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from pbench.aggregation import aggregate
 from pbench.disk_reserve import DiskReserve
 from pbench.environment import own_process
 from pbench.errors import RunFailedError
@@ -36,10 +35,11 @@ from pbench.prefix_hits import write_prefix_hits
 from pbench.profiling.profiling import keep_recordings
 from pbench.results import EngineResult, Repeat, RunResult, write_result
 from pbench.step_cost import step_cost
+from pbench.summary.aggregation import aggregate
 from pbench.tables import Tables, read_journal, write_tables
 from pbench.units import display_path, slug
-from pbench.validity import Watching
-from pbench.validity_run import check_run
+from pbench.validity.repeat import Watching
+from pbench.validity.run import check_run
 from pbench.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class Experiment:
         return f"{display_path(self._plan.folder)} cannot be written: {error.strerror or error}"
 
     def _play(self, index: int, number: int) -> Repeat:
-        from pbench.repeat_summary import summarise_repeat
+        from pbench.summary.repeat_summary import summarise_repeat
 
         plan = self._plan
         options = plan.engines[index]

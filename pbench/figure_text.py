@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from pbench.results import CONFIDENCE, WIDE_SPREAD_PCT, EngineResult, Interval, Metric
-from pbench.support import min_samples
+from pbench.summary.support import min_samples
 from pbench.units import format_quantity
 
 NOT_MEASURED = "-"

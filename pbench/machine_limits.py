@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pbench.ceilings import read_ceilings
 from pbench.engine.hardware import HARDWARE
 from pbench.engine.roofline import Speed
 from pbench.errors import UsageError
+from pbench.kernel_bench.ceilings import read_ceilings
 from pbench.reports.roofline import Bench, Ceilings, KernelFigure, device_name
 from pbench.results import Run
 from pbench.units import display_path

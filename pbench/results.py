@@ -37,16 +37,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pbench.errors import ResultError
-from pbench.repeat import CONFIDENCE as CONFIDENCE
-from pbench.repeat import OUTCOMES as OUTCOMES
-from pbench.repeat import WIDE_SPREAD_PCT as WIDE_SPREAD_PCT
-from pbench.repeat import Check as Check
-from pbench.repeat import Interval as Interval
-from pbench.repeat import PhaseTime as PhaseTime
-from pbench.repeat import Repeat as Repeat
-from pbench.repeat import Sampling as Sampling
-from pbench.repeat import SteadyState as SteadyState
-from pbench.repeat import WarmUp as WarmUp
+from pbench.summary.repeat import CONFIDENCE as CONFIDENCE
+from pbench.summary.repeat import OUTCOMES as OUTCOMES
+from pbench.summary.repeat import WIDE_SPREAD_PCT as WIDE_SPREAD_PCT
+from pbench.summary.repeat import Check as Check
+from pbench.summary.repeat import Interval as Interval
+from pbench.summary.repeat import PhaseTime as PhaseTime
+from pbench.summary.repeat import Repeat as Repeat
+from pbench.summary.repeat import Sampling as Sampling
+from pbench.summary.repeat import SteadyState as SteadyState
+from pbench.summary.repeat import WarmUp as WarmUp
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from pbench.aggregation import aggregate
 from pbench.disk_reserve import DiskReserve
 from pbench.experiment import JOB_FILE, JOURNAL_FOLDER, READY_FILE
 from pbench.job import Job
 from pbench.pool_history import gather_pool_maps
 from pbench.profiling.profiling import keep_recordings
-from pbench.repeat_summary import summarise_repeat
 from pbench.results import KILLED, EngineResult, Repeat, RunResult, is_gone, read_result, write_result
+from pbench.summary.aggregation import aggregate
+from pbench.summary.repeat_summary import summarise_repeat
 from pbench.tables import Tables, read_journal, write_tables
-from pbench.validity_run import check_run
+from pbench.validity.run import check_run
 from pbench.worker import Outcome
 
 

@@ -14,7 +14,7 @@ from pbench.external.checks import check_external
 from pbench.external.kinds import check_spec, external_kind, unused_notes
 from pbench.job import DEFAULT_PROFILING, EngineOptions, ProfilingChoice, WorkloadChoice
 from pbench.pool_probe import measure_pool_bytes
-from pbench.slo import parse_targets
+from pbench.summary.slo import parse_targets
 from pbench.units import display_path, format_bytes, format_number, parse_bytes, printable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ It journals what it measures and tells its parent how it is doing, one JSON obje
     {"event": "stage", "stage": "loading" | "warming up" | "running"}
     {"event": "ready", "pool": {...}, "gpu": {...} | null}
     {"event": "progress", ...}                        about ten times a second
-    {"event": "watched", "noting_s": ..., "sampling_s": ...}  what both took, see pbench.validity.Watching
+    {"event": "watched", "noting_s": ..., "sampling_s": ...}  what both took, see pbench.validity.repeat.Watching
     {"event": "done", "status": "complete" | "failed" | "interrupted", "reason": ..., "notes": [...]}
 
 A worker that ends without "done" was killed. SIGINT ends it gracefully: after the step that runs just now, with

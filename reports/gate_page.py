@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from pbench.gate.throughput_result import FAIL, PASS, Revision, ThroughputResult, WorkloadResult
 from pbench.reports.charts.pairs import forest_panel, pairs_panel
 from pbench.reports.charts.panel import Panel
 from pbench.reports.details import Fact, command_line, facts
@@ -10,7 +11,6 @@ from pbench.reports.quantity import TIMES, format_number
 from pbench.reports.report import render_template
 from pbench.reports.verdict import Verdict
 from pbench.results import OUTCOMES, Check
-from pbench.throughput_result import FAIL, PASS, Revision, ThroughputResult, WorkloadResult
 
 _WORDS = {PASS: ("Passed", "\u2713", "good"), FAIL: ("Failed", "\u2715", "bad")}
 _UNSURE = ("Inconclusive", "?", "neutral")

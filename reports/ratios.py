@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from pbench.intervals import paired_ratio, welch_difference, welch_ratio
 from pbench.reports.subjects import Subject
+from pbench.summary.intervals import paired_ratio, welch_difference, welch_ratio
 
 
 class Bounds(NamedTuple):

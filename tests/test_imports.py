@@ -15,7 +15,13 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "kernels": ("pbench.kernels",),
     "workloads": ("pbench.workloads",),
     "engine": ("pbench.engine", "pbench.kernels"),
-    "reports": ("pbench.reports", "pbench.results", "pbench.throughput_result", "pbench.intervals", "pbench.errors"),
+    "reports": (
+        "pbench.reports",
+        "pbench.results",
+        "pbench.gate.throughput_result",
+        "pbench.summary.intervals",
+        "pbench.errors",
+    ),
     "pbench": None,
 }
 
@@ -138,7 +144,7 @@ def test_a_tree_that_keeps_the_rules_has_no_violations(tree: Path) -> None:
         ("engine/bad.py", "__import__('pbench.cli')"),
         ("reports/bad.py", "from pbench.engine.records import StepRecord"),
         ("reports/bad.py", "from pbench import engine as e"),
-        ("reports/bad.py", "try:\n    x = 1\nfinally:\n    import pbench.metrics"),
+        ("reports/bad.py", "try:\n    x = 1\nfinally:\n    import pbench.summary.metrics"),
         ("pbench/bad.py", "import engine"),
         ("pbench/bad.py", "from kernels.launch import ceil_div"),
         ("pbench/part/bad.py", "import workloads.errors as errors"),

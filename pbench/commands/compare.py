@@ -39,9 +39,9 @@ def compare(runs: tuple[Path, ...], is_forced: bool, format_name: str, out: Path
     The RUNs are folders that `pbench run` or `pbench simulate` made, of one workload, model and machine; or folders of
     such runs that repeat one another.
     """
-    from pbench.run_comparison import compare_runs
-    from pbench.run_comparison_view import WRITERS
-    from pbench.run_sides import read_side
+    from pbench.comparison.runs import compare_runs
+    from pbench.comparison.sides import read_side
+    from pbench.comparison.view import WRITERS
     from pbench.text_output import check_out, write_out
 
     check_out(out)

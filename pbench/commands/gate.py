@@ -12,7 +12,7 @@ from pbench.commands.gate_throughput import throughput
 from pbench.units import display_path
 
 if TYPE_CHECKING:
-    from pbench.gate_baseline import Case
+    from pbench.gate.baseline import Case
 
 DEFAULT_BASELINE = Path("benchmarks/gate.json")
 EXIT_REGRESSION = 1
@@ -53,7 +53,7 @@ gate.add_command(power)
 )
 def record(out: Path) -> None:
     """Count, and write the baseline. Commit it with the change that it belongs to."""
-    from pbench.gate_baseline import write_baseline
+    from pbench.gate.baseline import write_baseline
     from pbench.text_output import check_out
 
     check_out(out)
@@ -97,9 +97,9 @@ def record(out: Path) -> None:
 @click.pass_context
 def check(ctx: click.Context, /, baseline: Path, allowed_pct: float, format_name: str, out: Path | None) -> None:
     """Count, and hold every counter against the baseline."""
-    from pbench.gate import check as check_against
-    from pbench.gate_baseline import read_baseline
-    from pbench.gate_view import WRITERS, summary
+    from pbench.gate.baseline import read_baseline
+    from pbench.gate.check import check as check_against
+    from pbench.gate.view import WRITERS, summary
     from pbench.text_output import check_out, write_out
 
     check_out(out)
@@ -118,6 +118,6 @@ def check(ctx: click.Context, /, baseline: Path, allowed_pct: float, format_name
 
 
 def _play() -> "list[Case]":
-    from pbench.gate_scenarios import SCENARIOS, play
+    from pbench.gate.scenarios import SCENARIOS, play
 
     return [case for scenario in SCENARIOS for case in play(scenario)]

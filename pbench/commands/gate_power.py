@@ -13,7 +13,7 @@ from pbench.units import display_path
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pbench.gate_power import Outcomes
+    from pbench.gate.power import Outcomes
 
 LOSSES = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
 NAIVE_ALPHA = 0.05
@@ -50,8 +50,8 @@ def power(
     """
     from rich.console import Console
 
-    from pbench.gate_power import Machine, naive_outcomes, paired_outcomes
-    from pbench.paired_statistics import Design
+    from pbench.gate.paired_statistics import Design
+    from pbench.gate.power import Machine, naive_outcomes, paired_outcomes
     from pbench.text_output import check_out, write_out
 
     check_out(json_path)

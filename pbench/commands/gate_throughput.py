@@ -98,14 +98,14 @@ def throughput(
     Written to DIR: throughput.json, comment.md for a pull request, junit.xml, and every run.
     """
     from pbench.errors import UsageError
-    from pbench.paired_statistics import Design
-    from pbench.run_conditions import DISCARD_RULES
+    from pbench.gate.paired_statistics import Design
+    from pbench.gate.run_conditions import DISCARD_RULES
+    from pbench.gate.source_tree import source_trees
+    from pbench.gate.throughput import GatePlan, ThroughputGate
+    from pbench.gate.throughput_run import Runner
+    from pbench.gate.throughput_view import FILES, write_table
     from pbench.settings import make_folder, run_id
-    from pbench.source_tree import source_trees
     from pbench.text_output import write_out
-    from pbench.throughput_gate import GatePlan, ThroughputGate
-    from pbench.throughput_run import Runner
-    from pbench.throughput_view import FILES, write_table
 
     for workload in workloads:
         if workloads.count(workload) > 1:

@@ -53,8 +53,8 @@ def kernels(
     import torch
     from rich.console import Console
 
-    from pbench.kernel_bench import KernelPlan, document, measure_ceilings, measure_kernels, measure_paging_tax
-    from pbench.kernel_bench_view import print_ceilings, print_measurements
+    from pbench.kernel_bench.bench import KernelPlan, document, measure_ceilings, measure_kernels, measure_paging_tax
+    from pbench.kernel_bench.view import print_ceilings, print_measurements
     from pbench.text_output import check_out, write_out
 
     if block_size & (block_size - 1):

@@ -9,7 +9,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pbench.paper import Decoding
+    from pbench.paper.experiments import Decoding
     from pbench.workloads.workload import Workload
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -56,8 +56,8 @@ def figure2(num_requests: int, seed: int, out: Path | None) -> None:
     """
     from rich.console import Console
 
-    from pbench.paper import figure_2, lengths
-    from pbench.paper_view import figure_2_notes, figure_2_table
+    from pbench.paper.experiments import figure_2, lengths
+    from pbench.paper.view import figure_2_notes, figure_2_table
 
     console = Console(highlight=False)
     bars = list(_watched(console, figure_2(num_requests, seed), "bars"))
@@ -91,8 +91,8 @@ def beams(num_requests: int, seed: int, out: Path | None) -> None:
 
 
 def _print_savings(console: "Console", decoding: "Decoding", num_requests: int, seed: int, out: Path | None) -> None:
-    from pbench.paper import MEAN_LENGTHS, lengths, sharing_savings
-    from pbench.paper_view import sharing_table
+    from pbench.paper.experiments import MEAN_LENGTHS, lengths, sharing_savings
+    from pbench.paper.view import sharing_table
 
     savings = list(_watched(console, sharing_savings(decoding, num_requests, seed), "settings"))
     datasets = {name: lengths(name, num_requests, seed) for name in MEAN_LENGTHS}
@@ -111,7 +111,7 @@ def _watched(console: "Console", items: Iterable[Item], what: str) -> Iterator[I
 
 
 def _print_setting(console: "Console", datasets: Mapping[str, "Workload"]) -> None:
-    from pbench.paper import GPU, MAX_LENGTH, MEAN_LENGTHS, MODEL, NUM_SLOTS
+    from pbench.paper.experiments import GPU, MAX_LENGTH, MEAN_LENGTHS, MODEL, NUM_SLOTS
 
     console.print(f"{MODEL}, {NUM_SLOTS} slots, max length {MAX_LENGTH}, simulated on {GPU}")
     for name, workload in datasets.items():
@@ -134,7 +134,7 @@ def _write(out: Path | None, datasets: Mapping[str, "Workload"], measured: Mappi
     import json
     from dataclasses import asdict
 
-    from pbench.paper import GPU, MAX_LENGTH, MODEL, NUM_SLOTS
+    from pbench.paper.experiments import GPU, MAX_LENGTH, MODEL, NUM_SLOTS
     from pbench.results import write_atomically
     from pbench.units import display_path
 

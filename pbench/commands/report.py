@@ -101,8 +101,8 @@ def _run_page(folders: Sequence[Path], kernels: Path | None, *, carries_raw: boo
 
 
 def _gate_page(folder: Path) -> _Page:
+    from pbench.gate.throughput_result import FILE_NAME, read_throughput
     from pbench.reports.gate_page import build_gate_page, render_gate_page
-    from pbench.throughput_result import FILE_NAME, read_throughput
 
     page = build_gate_page(read_throughput(folder / FILE_NAME))
     return _Page(page.panels, {}, partial(render_gate_page, page))
@@ -115,7 +115,7 @@ def _is_gate(folders: Sequence[Path]) -> bool:
         UsageError: among other folders.
     """
     from pbench.errors import UsageError
-    from pbench.throughput_result import FILE_NAME
+    from pbench.gate.throughput_result import FILE_NAME
 
     gates = [folder for folder in folders if (folder / FILE_NAME).is_file() and not (folder / "run.json").exists()]
     if gates and len(folders) > 1:

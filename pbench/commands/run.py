@@ -154,7 +154,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from pbench.comparison import print_comparison
+    from pbench.comparison.engines import print_comparison
     from pbench.environment import host_environment
     from pbench.experiment import Experiment, ExperimentPlan
     from pbench.job import ServerAccess

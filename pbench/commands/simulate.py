@@ -13,7 +13,7 @@ import click
 from pbench.commands.engine_options import engine_options
 from pbench.commands.workload_options import workload_choice, workload_options
 from pbench.errors import RunFailedError
-from pbench.simulation_settings import (
+from pbench.simulation.settings import (
     DEFAULT_GPU,
     DEFAULT_MODEL,
     DEFAULT_OVERHEAD_US,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pbench.results import RunResult
     from pbench.settings import Settings
-    from pbench.simulation import SimulationPlan
+    from pbench.simulation.run import SimulationPlan
 
 EXIT_INTERRUPTED = 130
 
@@ -124,7 +124,7 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
 
     from pbench.environment import host_environment, own_process
     from pbench.settings import make_folder, run_id
-    from pbench.simulation import SimulationPlan
+    from pbench.simulation.run import SimulationPlan
 
     choice = workload_choice(workload, options)
     settings = resolve_simulation(SimulationOptions(**options), choice)
@@ -159,9 +159,9 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
 
 
 def _single(plan: "SimulationPlan", console: "Console") -> "RunResult":
-    from pbench.comparison import print_comparison
+    from pbench.comparison.engines import print_comparison
     from pbench.live import view_for
-    from pbench.simulation import Simulation
+    from pbench.simulation.run import Simulation
 
     is_stopped = False
 
@@ -177,7 +177,7 @@ def _single(plan: "SimulationPlan", console: "Console") -> "RunResult":
 
 
 def _sweep(plans: "Sequence[SimulationPlan]", num_processes: int, console: "Console") -> "list[RunResult]":
-    from pbench.capacity_sweep import CapacitySweep, SizeDone, print_curve
+    from pbench.simulation.capacity_sweep import CapacitySweep, SizeDone, print_curve
 
     sweep = CapacitySweep(plans, num_processes)
     done: list[SizeDone] = []

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from pbench.repeat import PhaseTime
 from pbench.results import EngineResult
+from pbench.summary.repeat import PhaseTime
 from pbench.units import format_quantity, printable
 
 _SMALL_PCT = 0.05  # less is not named

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
-from pbench.repeat import PhaseTime
+from pbench.summary.repeat import PhaseTime
 
 HOST_PHASES = ("schedule", "launch", "wait", "complete")
 LAUNCH_PHASES = ("prepare", "swap", "copy", "forward", "replay", "sample")  # one after the other

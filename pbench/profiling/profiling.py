@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pbench.profiling.phase_timer import ClockStamps, EventStamps, PhaseTimer
 from pbench.profiling.step_trace import TRACE_FILE, StepTrace
-from pbench.repeat import PhaseTime
+from pbench.summary.repeat import PhaseTime
 
 if TYPE_CHECKING:
     from pbench.job import ProfilingChoice

@@ -2,11 +2,11 @@
 
 import plotly.graph_objects as go
 
+from pbench.gate.throughput_result import Pair, ThroughputResult, WorkloadResult
 from pbench.reports.charts.forest import Ratio, forest_chart
 from pbench.reports.charts.panel import Chart, Panel, Table, new_figure, plain
 from pbench.reports.palette import BLUE, DARK_GREY, GREY, ORANGE, TEXT, VERMILLION
 from pbench.reports.quantity import NOT_APPLICABLE, TIMES, format_number, format_quantity
-from pbench.throughput_result import Pair, ThroughputResult, WorkloadResult
 
 
 def forest_panel(result: ThroughputResult) -> Panel:

@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 from pbench.__main__ import main
-from pbench.aggregation import aggregate
-from pbench.errors import IncomparableError, UsageError
-from pbench.results import METRICS, EngineResult, Repeat, RunResult, write_result
-from pbench.run_comparison import (
+from pbench.comparison.runs import (
     NO_INTERVAL,
     NO_NOISE,
     NOT_SIGNIFICANT,
@@ -23,8 +20,11 @@ from pbench.run_comparison import (
     RunComparison,
     compare_runs,
 )
-from pbench.run_comparison_view import FORCED, NOTHING_DIFFERS, WRITERS
-from pbench.run_sides import LabelledRun
+from pbench.comparison.sides import LabelledRun
+from pbench.comparison.view import FORCED, NOTHING_DIFFERS, WRITERS
+from pbench.errors import IncomparableError, UsageError
+from pbench.results import METRICS, EngineResult, Repeat, RunResult, write_result
+from pbench.summary.aggregation import aggregate
 
 GPU = {"name": "NVIDIA H200", "driver_version": "580.1", "uuid": "GPU-1"}
 CONFIG = {"model": "llama-8b", "dtype": "bfloat16", "device": "cuda", "max_running": 256}

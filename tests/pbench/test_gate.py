@@ -11,16 +11,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pbench import gate_scenarios
 from pbench.__main__ import main
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.records import KVUsage, StepRecord
 from pbench.errors import IncomparableError, ResultError
-from pbench.gate import ALLOWED, BETTER, CHANGED, WORSE, check
-from pbench.gate_baseline import Case, read_baseline, write_baseline
-from pbench.gate_counters import COUNTERS, count
-from pbench.gate_scenarios import SCENARIOS, Scenario, play
-from pbench.gate_view import WRITERS
+from pbench.gate import scenarios as gate_scenarios
+from pbench.gate.baseline import Case, read_baseline, write_baseline
+from pbench.gate.check import ALLOWED, BETTER, CHANGED, WORSE, check
+from pbench.gate.counters import COUNTERS, count
+from pbench.gate.scenarios import SCENARIOS, Scenario, play
+from pbench.gate.view import WRITERS
 from pbench.results import METRICS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pbench.__main__ import main
-from pbench.gate_power import Machine, Outcomes, abba_ratios, mann_whitney_p_values, naive_outcomes, paired_outcomes
-from pbench.paired_statistics import Design
+from pbench.gate.paired_statistics import Design
+from pbench.gate.power import Machine, Outcomes, abba_ratios, mann_whitney_p_values, naive_outcomes, paired_outcomes
 
 DRIFTING = Machine(drift=0.03, autocorrelation=0.9, noise=0.01)
 NUM_EXPERIMENTS = 3000

@@ -12,14 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from pbench import run_conditions
 from pbench.__main__ import main
 from pbench.errors import ResultError, UsageError
+from pbench.gate import run_conditions
+from pbench.gate.run_conditions import THROTTLE_BITS, Watch, sampled_conditions
+from pbench.gate.source_tree import SourceTree, source_trees
+from pbench.gate.throughput_result import Revision, read_throughput
+from pbench.gate.throughput_run import Runner, read_measurement
 from pbench.nvml import ComputeProcess
-from pbench.run_conditions import THROTTLE_BITS, Watch, sampled_conditions
-from pbench.source_tree import SourceTree, source_trees
-from pbench.throughput_result import Revision, read_throughput
-from pbench.throughput_run import Runner, read_measurement
 
 ROOT = Path(__file__).parent.parent.parent
 

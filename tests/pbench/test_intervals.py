@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from pbench.intervals import interval_of, paired_ratio, welch_difference, welch_ratio
-from pbench.student_t import t_quantile
+from pbench.summary.intervals import interval_of, paired_ratio, welch_difference, welch_ratio
+from pbench.summary.student_t import t_quantile
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from pbench import kernel_bench
 from pbench.__main__ import main
-from pbench.ceilings import Ceilings
-from pbench.kernel_bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
-from pbench.kernel_cases import CHOICES, attention_error
-from pbench.kernel_inputs import Buffers, attention_inputs
-from pbench.kernel_peers import Peer
-from pbench.kernel_shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
-from pbench.kernel_timing import Timing
+from pbench.kernel_bench import bench as kernel_bench
+from pbench.kernel_bench.bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
+from pbench.kernel_bench.cases import CHOICES, attention_error
+from pbench.kernel_bench.ceilings import Ceilings
+from pbench.kernel_bench.inputs import Buffers, attention_inputs
+from pbench.kernel_bench.peers import Peer
+from pbench.kernel_bench.shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
+from pbench.kernel_bench.timing import Timing
 from pbench.kernels.decode_attention import decode_attention_reference
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from pbench.engine.records import TokenOutput
 from pbench.errors import UsageError
-from pbench.latency import goodput, percentiles, token_gaps_ns
 from pbench.results import REQUEST_COLUMNS
-from pbench.slo import parse_targets
-from pbench.support import is_supported, min_samples
+from pbench.summary.latency import goodput, percentiles, token_gaps_ns
+from pbench.summary.slo import parse_targets
+from pbench.summary.support import is_supported, min_samples
 from pbench.token_journal import TokenFile, read_tokens
 
 MS = 10**6

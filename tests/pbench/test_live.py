@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pbench.comparison import format_ratio, print_comparison
+from pbench.comparison.engines import format_ratio, print_comparison
 from pbench.live import BAR_WIDTH, LineView, TerminalView, view_for, widths
 from pbench.results import EngineResult, RunResult
 

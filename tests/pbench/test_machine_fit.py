@@ -10,10 +10,10 @@ from pbench.engine.roofline import Speed
 from pbench.errors import UsageError
 from pbench.job import WorkloadChoice
 from pbench.live import LineView
-from pbench.machine_fit import Work, fit_machine, fit_speed, predicted_seconds
 from pbench.results import RunResult
-from pbench.simulation import Simulation, SimulationPlan
-from pbench.simulation_settings import SimulationOptions, SimulationSettings, resolve_simulation
+from pbench.simulation.machine_fit import Work, fit_machine, fit_speed, predicted_seconds
+from pbench.simulation.run import Simulation, SimulationPlan
+from pbench.simulation.settings import SimulationOptions, SimulationSettings, resolve_simulation
 
 CHAT = WorkloadChoice("chat-shared-prompt", limit=150)
 LONG = WorkloadChoice("mixed", limit=80, max_length=8192)

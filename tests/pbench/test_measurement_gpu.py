@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pbench.environment import gpu_environment
-from pbench.intervals import paired_ratio
 from pbench.journal import DeviceSample
 from pbench.nvml import NvmlDevice
 from pbench.results import Run, RunResult
 from pbench.sampler import DeviceProbe, Sampler
 from pbench.settings import RunOptions
+from pbench.summary.intervals import paired_ratio
 
 pytestmark = pytest.mark.gpu
 

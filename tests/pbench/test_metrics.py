@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pbench.metrics import Summary, sampling_of, summarise
 from pbench.results import DEVICE_COLUMNS, METRICS, REQUEST_COLUMNS, STEP_COLUMNS, Sampling
+from pbench.summary.metrics import Summary, sampling_of, summarise
 from pbench.tables import Tables
 
 POOL = 1000

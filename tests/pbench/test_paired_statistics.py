@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbench.paired_statistics import (
+from pbench.gate.paired_statistics import (
     Design,
     Estimates,
     estimate,

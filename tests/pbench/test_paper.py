@@ -14,8 +14,7 @@ from pbench.engine.hardware import find_hardware
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.roofline import Speed
 from pbench.errors import UsageError
-from pbench.orca import ReserveOutputPowerOfTwo, RoundingBuddyAllocator, orca_memory
-from pbench.paper import (
+from pbench.paper.experiments import (
     BAR_NOTES,
     MAX_LENGTH,
     MEAN_LENGTHS,
@@ -27,7 +26,8 @@ from pbench.paper import (
     lengths,
     sharing_savings,
 )
-from pbench.saturation import saturate
+from pbench.paper.orca import ReserveOutputPowerOfTwo, RoundingBuddyAllocator, orca_memory
+from pbench.paper.saturation import saturate
 
 
 @pytest.fixture(scope="module")

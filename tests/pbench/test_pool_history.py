@@ -10,8 +10,8 @@ from pbench.job import WorkloadChoice
 from pbench.live import LineView
 from pbench.pool_history import COST_SHARE, FIRST_INTERVAL_NS, MAX_MOMENTS, PoolHistory, gather_pool_maps
 from pbench.results import POOL_MAP_COLUMNS, Run, read_result
-from pbench.simulation import Simulation, SimulationPlan
-from pbench.simulation_settings import SimulationOptions, resolve_simulation
+from pbench.simulation.run import Simulation, SimulationPlan
+from pbench.simulation.settings import SimulationOptions, resolve_simulation
 
 PARTS = ["token_state", "reserved", "internal", "cached", "free"]
 

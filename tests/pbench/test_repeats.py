@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pbench.aggregation import aggregate
 from pbench.environment import own_process
 from pbench.experiment import schedule
 from pbench.results import (
@@ -31,6 +30,7 @@ from pbench.results import (
 )
 from pbench.salvage import has_worker, salvage
 from pbench.settings import RunOptions
+from pbench.summary.aggregation import aggregate
 
 NEW_IN_3 = (
     *("repeat", "torch_inactive_bytes", "device_process_bytes", "num_foreign_processes"),

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pbench import simulation
 from pbench.__main__ import main
-from pbench.capacity_sweep import CapacitySweep
 from pbench.engine.engine import Engine
 from pbench.job import WorkloadChoice
 from pbench.lazy_requests import PromptMaker
 from pbench.live import LineView
 from pbench.results import METRICS, Run, RunResult
-from pbench.simulation import Simulation, SimulationPlan
-from pbench.simulation_settings import SimulationOptions, resolve_simulation
+from pbench.simulation import run as simulation
+from pbench.simulation.capacity_sweep import CapacitySweep
+from pbench.simulation.run import Simulation, SimulationPlan
+from pbench.simulation.settings import SimulationOptions, resolve_simulation
 from pbench.units import format_number
 from pbench.workloads.request import Segment, WorkloadRequest
 from pbench.workloads.tokens import prompt_token_ids

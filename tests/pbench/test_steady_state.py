@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from pbench.results import SteadyState
-from pbench.steady_state import find_steady_state, steady_rate, truncation
+from pbench.summary.steady_state import find_steady_state, steady_rate, truncation
 
 
 def steps(tokens: list[int], step_ns: int = 10**7, gap_ns: int = 0) -> pd.DataFrame:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pbench.errors import IncomparableError
-from pbench.gate_power import Machine
-from pbench.run_conditions import CLOCK, DISCARD_RULES, FOREIGN, THROTTLE, Conditions
-from pbench.throughput_gate import GatePlan, ThroughputGate
-from pbench.throughput_result import (
+from pbench.gate.power import Machine
+from pbench.gate.run_conditions import CLOCK, DISCARD_RULES, FOREIGN, THROTTLE, Conditions
+from pbench.gate.throughput import GatePlan, ThroughputGate
+from pbench.gate.throughput_result import (
     FAIL,
     FILE_NAME,
     INCONCLUSIVE,
@@ -25,8 +25,8 @@ from pbench.throughput_result import (
     WorkloadResult,
     read_throughput,
 )
-from pbench.throughput_run import Measurement
-from pbench.throughput_view import FILES, summary, write_table
+from pbench.gate.throughput_run import Measurement
+from pbench.gate.throughput_view import FILES, summary, write_table
 
 IDENTITY = {"workload.sha256": "ab" * 32, "config.model": "tiny"}
 QUIET = Conditions(throttle_bits=0, sm_clock_mhz=1980.0, num_foreign_gpu_processes=0, foreign_cpu_share=0.02)

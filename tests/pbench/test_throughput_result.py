@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pbench.errors import ResultError
-from pbench.throughput_result import (
+from pbench.gate.throughput_result import (
     FAIL,
     INCONCLUSIVE,
     Look,

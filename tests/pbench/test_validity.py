@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from pbench.comparison import print_comparison
+from pbench.comparison.engines import print_comparison
 from pbench.results import (
     DEVICE_COLUMNS,
     REQUEST_COLUMNS,
@@ -24,8 +24,8 @@ from pbench.results import (
 )
 from pbench.settings import RunOptions
 from pbench.tables import Tables
-from pbench.validity import Evidence, Watching, check_repeat
-from pbench.validity_run import check_run, check_spread
+from pbench.validity.repeat import Evidence, Watching, check_repeat
+from pbench.validity.run import check_run, check_spread
 
 SECOND = 10**9
 GPU = {"slowdown_temperature_c": 90.0}

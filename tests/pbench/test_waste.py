@@ -6,8 +6,8 @@ import pytest
 
 from pbench.job import WorkloadChoice
 from pbench.live import LineView
-from pbench.simulation import Simulation, SimulationPlan
-from pbench.simulation_settings import SimulationOptions, resolve_simulation
+from pbench.simulation.run import Simulation, SimulationPlan
+from pbench.simulation.settings import SimulationOptions, resolve_simulation
 from pbench.workloads.builtin import BUILT_INS
 
 MOST_WASTED_PCT = 4.0

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pbench.intervals import interval_of
 from pbench.reports.report import render_report
 from pbench.results import (
     DEVICE_COLUMNS,
@@ -33,6 +32,7 @@ from pbench.results import (
     write_result,
     write_table,
 )
+from pbench.summary.intervals import interval_of
 
 BLOCK_SIZE = 16
 NUM_SLOTS = 16_384

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from pbench.__main__ import main
-from pbench.reports.gate_page import build_gate_page, render_gate_page
-from pbench.throughput_result import (
+from pbench.gate.throughput_result import (
     FAIL,
     FILE_NAME,
     INCONCLUSIVE,
@@ -23,6 +22,7 @@ from pbench.throughput_result import (
     WorkloadResult,
     write_throughput,
 )
+from pbench.reports.gate_page import build_gate_page, render_gate_page
 
 HOSTILE = "<script>window.hit=1</script>\u202e"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pbench.intervals import interval_of
 from pbench.results import Check, Repeat, Run
+from pbench.summary.intervals import interval_of
 
 Render = Callable[..., Any]
 SPEED = "output_tokens_per_s"

@@ -1,0 +1,242 @@
+"""The calls of this project's kernels that are timed, what each must move and compute, and how wrong its result is."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pbench.engine.plan import SampleOptions
+from pbench.engine.sampling import NO_OPTIONS, token_rules
+from pbench.engine.shared_runs import find_runs, num_packed, pack_runs, run_limits, unpack_runs
+from pbench.kernel_bench.inputs import AttentionInputs, Buffers
+from pbench.kernel_bench.shapes import BenchSize
+from pbench.kernels.choose_tokens import choose_tokens, choose_tokens_reference, noise_keys
+from pbench.kernels.copy_blocks import copy_blocks
+from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
+from pbench.kernels.decode_plan import DecodePlan
+from pbench.kernels.launch import FP8
+from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from pbench.kernels.rms_norm import add_rms_norm, rms_norm
+from pbench.kernels.rotary import rotary_embedding
+from pbench.kernels.shared_attention import SharedRuns
+from pbench.kernels.silu_and_mul import silu_and_mul
+from pbench.kernels.write_kv import write_kv
+
+OURS = "pbench"
+OURS_FLAT = "pbench, flat"  # reads a shared run again for every sequence
+OURS_FP8 = "pbench, fp8 KV"
+EPS = 1e-6
+CHECKED_QUERIES = 64  # of a prefill, the last ones
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The same work on several sets of buffers."""
+
+    kernel: str
+    shape: str
+    implementation: str
+    calls: tuple[Callable[[], object], ...]
+    num_bytes: int  # the least that a call must move
+    flops: int  # matrix products only
+    error: Callable[[], float] | None = None  # of the first call's result, relative to float64
+
+
+def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implementation: str = OURS) -> Case:
+    """Decode or prefill attention of this project on these inputs; with OURS_FP8 on their KV in 8-bit floats.
+
+    The error is the distance from what the numbers before they were rounded give.
+    """
+    exact = inputs
+    if implementation == OURS_FP8:
+        inputs = replace(inputs, kv=inputs.kv.to(FP8))
+    if inputs.shape.is_prefill:
+        run: Callable[[AttentionInputs, int], Tensor] = _prefill
+    else:  # an engine plans once for all layers of a step, so the plan is not in the time
+        shared = None if implementation == OURS_FLAT else _shared_runs(inputs)
+        run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared))
+    calls = tuple(partial(run, inputs, index) for index in range(len(inputs.tables)))
+    return Case(
+        inputs.shape.kernel,
+        inputs.shape.name,
+        implementation,
+        calls,
+        num_bytes,
+        flops,
+        lambda: attention_error(exact, run(inputs, 0)),
+    )
+
+
+def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
+    """Distance of the first call's result ``(num_queries, num_heads, head_dim)`` from float64, relative: L2 norms.
+
+    Looks at the first and the last sequence; of a prefill, at the last queries of each.
+    """
+    difference = norm = 0.0
+    for sequence in sorted({0, len(inputs.context_lens) - 1}):
+        kv, table = inputs.sequence_kv(0, sequence)
+        length = inputs.context_lens[sequence : sequence + 1]
+        end = int(inputs.query_start[sequence + 1])
+        count = min(end - int(inputs.query_start[sequence]), CHECKED_QUERIES)
+        query = inputs.queries[0][end - count : end].double()
+        if inputs.shape.is_prefill:
+            start = torch.tensor([0, count], dtype=torch.int32, device=length.device)
+            expected = prefill_attention_reference(
+                query, kv, table, start, length, scale=inputs.scale, is_contiguous=inputs.is_contiguous
+            )
+        else:
+            expected = decode_attention_reference(
+                query, kv, table, length, scale=inputs.scale, is_contiguous=inputs.is_contiguous
+            )
+        difference += float((out[end - count : end].double() - expected).square().sum())
+        norm += float(expected.square().sum())
+    return float((difference / norm) ** 0.5)
+
+
+def copy_case(size: BenchSize, block_size: int, buffers: Buffers) -> Case:
+    """Copy-on-write of many blocks of one layer, each set of pairs its own."""
+    heads, count = size.heads, size.num_copied_blocks
+    block_bytes = heads.kv_numel * block_size * buffers.dtype.itemsize
+    num_calls = buffers.num_rotations(2 * count * block_bytes)
+    pool = buffers.random(1, 2 * count * num_calls, 2, heads.num_kv_heads, block_size, heads.head_dim)
+    generator = torch.Generator().manual_seed(buffers.seed)
+    pairs = torch.randperm(pool.shape[1], generator=generator).view(num_calls, count, 2).to(buffers.device)
+
+    def error() -> float:
+        expected = pool[:, pairs[0, :, 0]].clone()
+        copy_blocks(pool, pairs[0])
+        return float((pool[:, pairs[0, :, 1]] != expected).sum())
+
+    return Case(
+        "copy blocks",
+        f"{count} of {block_size}",
+        OURS,
+        tuple(partial(copy_blocks, pool, own) for own in pairs.unbind()),
+        2 * count * block_bytes,
+        0,
+        error,
+    )
+
+
+def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffers) -> Iterator[Callable[[], Case]]:
+    """The kernels that treat every token apart, on a batch of ``num_tokens``; each is built when it is called."""
+    heads, hidden, wide = size.heads, size.hidden_size, size.intermediate_size
+    name = f"{num_tokens} tokens"
+    element = buffers.dtype.itemsize * num_tokens
+
+    def case(kernel: str, numel: int, make: Callable[[], Callable[[], object]]) -> Case:
+        """``numel``: elements that a token reads and writes; ``make`` gives a call on buffers of its own."""
+        num_calls = buffers.num_rotations(numel * element)
+        return Case(kernel, name, OURS, tuple(make() for _ in range(num_calls)), numel * element, 0)
+
+    weight = buffers.random(hidden)
+
+    def norm() -> Callable[[], object]:
+        x = buffers.random(num_tokens, hidden)
+        return partial(rms_norm, x, weight, EPS)
+
+    def add_norm() -> Callable[[], object]:
+        x, residual = buffers.random(num_tokens, hidden), buffers.random(num_tokens, hidden)
+        return partial(add_rms_norm, x, residual, weight, EPS)
+
+    def silu() -> Callable[[], object]:
+        gate_up = buffers.random(num_tokens, 2 * wide)
+        return partial(silu_and_mul, gate_up)
+
+    num_rows = heads.num_heads + heads.num_kv_heads
+    angles = torch.rand(num_tokens, heads.head_dim // 2, device=buffers.device)
+    cos_sin = torch.stack((angles.cos(), angles.sin()), dim=1)
+    positions = torch.arange(num_tokens, device=buffers.device)
+
+    def rotary() -> Callable[[], object]:
+        packed = buffers.random(num_tokens, num_rows, heads.head_dim)
+        query, key = packed[:, : heads.num_heads], packed[:, heads.num_heads :]
+        return partial(rotary_embedding, query, key, cos_sin, positions)
+
+    num_blocks = -(-num_tokens // block_size)
+
+    def write() -> Callable[[], object]:
+        packed = buffers.random(num_tokens, 2 * heads.num_kv_heads, heads.head_dim)
+        kv = buffers.random(num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
+        slots = torch.randperm(num_blocks * block_size)[:num_tokens].to(buffers.device)
+        return partial(write_kv, packed[:, : heads.num_kv_heads], packed[:, heads.num_kv_heads :], kv, slots)
+
+    yield partial(case, "rms norm", 2 * hidden, norm)
+    yield partial(case, "add + rms norm", 4 * hidden, add_norm)
+    yield partial(case, "silu and mul", 3 * wide, silu)
+    yield partial(case, "rotary", 2 * num_rows * heads.head_dim, rotary)
+    yield partial(case, "write kv", 2 * heads.kv_numel, write)
+
+
+CHOICES = {
+    "greedy": token_rules(0, NO_OPTIONS),
+    "temperature": token_rules(0.8, NO_OPTIONS),
+    "top-k 20": token_rules(0.8, SampleOptions(top_k=20)),
+    "top-p 0.95": token_rules(0.8, SampleOptions(top_p=0.95)),
+    "top-k 20, top-p 0.95": token_rules(0.8, SampleOptions(top_k=20, top_p=0.95)),
+}
+
+
+def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[Callable[[], Case]]:
+    """The choice of a token for each of ``num_rows``, under different rules; each is built when it is called.
+
+    Logits are those of a model that is fairly sure, which is what most filters are made for.
+    """
+    num_bytes = num_rows * vocab_size * buffers.dtype.itemsize
+    keys = noise_keys(list(range(num_rows)), [buffers.seed] * num_rows).to(buffers.device)
+
+    def case(name: str, rule: tuple[float, ...]) -> Case:
+        rules = torch.tensor([rule] * num_rows, dtype=torch.float64).T.contiguous().to(buffers.device)
+        num_calls = buffers.num_rotations(num_bytes)
+        logits = [3 * buffers.random(num_rows, vocab_size) for _ in range(num_calls)]
+
+        def error() -> float:
+            expected = choose_tokens_reference(logits[0].cpu(), keys.cpu(), rules.cpu())
+            return float((choose_tokens(logits[0], keys, rules).cpu() != expected).sum())
+
+        calls = tuple(partial(choose_tokens, own, keys, rules) for own in logits)
+        return Case(f"choose, {name}", f"{num_rows} of {vocab_size}", OURS, calls, num_bytes, 0, error)
+
+    for name, rule in CHOICES.items():
+        yield partial(case, name, rule)
+
+
+def _shared_runs(inputs: AttentionInputs) -> SharedRuns | None:
+    """As an engine finds them, if its cost model says that they pay; the same for all calls."""
+    limits = run_limits(inputs.kv, inputs.queries[0].shape[1], inputs.queries[0].element_size())
+    if inputs.is_contiguous or limits is None:
+        return None
+    num_full_blocks = (inputs.context_lens.cpu().numpy() - 1) // inputs.kv.shape[3]
+    runs = find_runs(inputs.tables[0].cpu().numpy(), num_full_blocks, inputs.kv.shape[3], limits)
+    if runs is None:
+        return None
+    numbers = np.zeros(num_packed(len(num_full_blocks)), np.int32)
+    pack_runs(runs, numbers, len(num_full_blocks))
+    return unpack_runs(torch.from_numpy(numbers).to(inputs.kv.device), len(num_full_blocks))
+
+
+def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Tensor:
+    return decode_attention(
+        inputs.queries[index],
+        inputs.kv,
+        inputs.tables[index],
+        inputs.context_lens,
+        scale=inputs.scale,
+        is_contiguous=inputs.is_contiguous,
+        plan=plan,
+    )
+
+
+def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
+    return prefill_attention(
+        inputs.queries[index],
+        inputs.kv,
+        inputs.tables[index],
+        inputs.query_start,
+        inputs.context_lens,
+        scale=inputs.scale,
+        is_contiguous=inputs.is_contiguous,
+    )

@@ -1,0 +1,1 @@
+"""The PagedAttention paper's memory experiments, measured again."""

@@ -1,0 +1,1 @@
+"""Simulated runs: a workload through scheduler and memories without a model."""

@@ -47,7 +47,6 @@ def _bytes_beside_pool(config: EngineConfig, model: Model) -> int:
         config,
         memory="paged",
         preemption="recompute",
-        is_prefix_cached=False,
         has_partial_hits=False,
         kv_memory_bytes=num_blocks * config.block_size * config.slot_bytes,
         gpu_memory_utilization=None,

@@ -47,8 +47,8 @@ class StepGraphs:
 
 
 def decode_sizes(largest: int) -> list[int]:
-    """1, 2, 4, then steps of 8 up to 64, steps of 16 above: padding wastes at most a few rows of a GEMM tile."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, largest, 16)]
+    """1, 2, 4, then in steps of 8 that double at 64, 256 and 512: padding wastes at most a few rows of a GEMM tile."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, 512, 32), *range(512, largest, 64)]
     return [size for size in sizes if size < largest] + [largest]
 
 

@@ -76,11 +76,17 @@ class Measurement:
 
 
 def measure_ceilings(plan: KernelPlan) -> Ceilings:
-    """Copy a large buffer, multiply two large matrices of random numbers."""
+    """Copy a large buffer, multiply two large matrices of random numbers.
+
+    What copies is a kernel that reads every element and writes it with its sign turned, or the driver's own copy,
+    whichever is faster: in a CUDA graph the driver's reached 2.7 TB/s on an H200 whose kernels move more than 4.
+    """
     device, kind = plan.device, plan.device.type
     source = torch.randn(_COPIED_BYTES[kind] // plan.dtype.itemsize, dtype=plan.dtype, device=device)
-    copy_us = time_calls([partial(torch.empty_like(source).copy_, source)], device, plan.num_samples).median_us
-    del source
+    target = torch.empty_like(source)
+    ways = (partial(target.copy_, source), partial(torch.neg, source, out=target))
+    copy_us = min(time_calls([way], device, plan.num_samples).median_us for way in ways)
+    del source, target, ways
     size = _MATRIX_SIZE[kind]
     left, right = (torch.randn(size, size, dtype=plan.dtype, device=device) for _ in range(2))
     matrix_us = time_calls([partial(torch.matmul, left, right)], device, plan.num_samples).median_us

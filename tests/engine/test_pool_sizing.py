@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -88,12 +89,21 @@ def test_without_a_gpu_it_is_refused_with_the_remedy() -> None:
         dataclasses.replace(CONFIG, gpu_memory_utilization=0.9)
 
 
+@pytest.fixture
+def whole_gpu() -> Iterator[None]:
+    """No memory that an earlier test left, and none left for later ones, some of which run in another process."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    yield
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("whole_gpu")
 @pytest.mark.parametrize("has_cuda_graphs", [True, False])
 def test_the_gpu_is_filled_to_its_share_and_no_further(has_cuda_graphs: bool) -> None:
     """After the engine has warmed up and run steps of every option, with prompts as long as they may be."""
-    gc.collect()  # an engine of an earlier test
-    torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     if total - free > 2 * 2**30:
         pytest.skip("others hold memory of this GPU, and may take more meanwhile")

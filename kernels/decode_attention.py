@@ -4,6 +4,8 @@ For query head h of sequence b, whose KV head is g = h // (num_heads / num_kv_he
 
     out[b, h] = sum_t softmax_t(scale * query[b, h] . K[b, g, t]) V[b, g, t],    t < context_lens[b]
 
+perhaps within a window and with a soft cap (online_softmax.py). What lies before the window is not read.
+
 A fixed number of programs share the work evenly (decode_plan.py), so a program may attend to a part of a row, a
 (sequence, KV head) pair, only. Such a piece s yields its own softmax over its tokens, out_s, and the logarithm of its
 sum of exponentials, l_s ("flash-decoding", Dao, Haziza, Massa, Sizov, 2023,
@@ -20,7 +22,7 @@ import math
 import torch
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, DecodeTiling, plan_decode, row_tiles
+from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, DecodeTiling, plan_decode, row_tiles, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.launch import (
     DeviceLimits,
@@ -118,6 +120,8 @@ def _decode_attention_kernel(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     TILE_PIECES: tl.constexpr,
+    WINDOW: tl.constexpr,  # see attend_tile
+    SOFT_CAP: tl.constexpr,
 ) -> None:
     """Grid: (num_programs,)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -135,6 +139,10 @@ def _decode_attention_kernel(
         # The row that holds this unit, and the row's tiles that are this program's.
         context_len = tl.load(context_lens_ptr + sequence)
         own_start = tl.load(own_start_ptr + sequence) if HAS_SHARED else 0
+        first = own_start
+        if WINDOW is not None:
+            first = window_start(context_len, WINDOW)
+            own_start = first // TILE_TOKENS * TILE_TOKENS
         num_tiles = (context_len - own_start + TILE_TOKENS - 1) // TILE_TOKENS
         sequence_start = tl.load(schedule_ptr + 1 + sequence) * NUM_ROWS
         row = (unit - sequence_start) // (num_tiles + ROW_UNITS)
@@ -166,6 +174,7 @@ def _decode_attention_kernel(
                     next_ids = load_block_ids(row_ptr, next_start, context_len, BLOCK_SIZE, False, TILE_TOKENS)
                 top, total, acc = attend_tile(
                     query,
+                    None,
                     top,
                     total,
                     acc,
@@ -173,6 +182,7 @@ def _decode_attention_kernel(
                     value_offset,
                     block_ids,
                     start,
+                    first,
                     context_len,
                     scale_log2,
                     HEAD_DIM,
@@ -182,6 +192,8 @@ def _decode_attention_kernel(
                     TILE_TOKENS,
                     TILE_DIMS,
                     True,
+                    WINDOW,
+                    SOFT_CAP,
                 )
             acc = acc / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
@@ -267,6 +279,8 @@ def decode_attention(
     plan: DecodePlan | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Attend from one token per sequence to the sequence's KV, its own included: ``(B, H, D)``.
 
@@ -281,15 +295,17 @@ def decode_attention(
         scale: positive factor of the scores, usually ``D ** -0.5``.
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
-        plan: what ``plan_for`` made of the same context_lens and shapes, for all layers of a step; made anew
+        plan: what ``plan_for`` made of the same context_lens, shapes and window, for all layers of a step; made anew
             otherwise. With shared runs in it, each of them is read once for all its members.
         key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
         value_scale: likewise for V.
+        window: how many tokens a query sees at most, its own included; None: all before it.
+        soft_cap: c of c * tanh(scaled score / c); None: scores stay as they are.
 
     Raises:
-        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+        ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
-    check_attention(query, kv, table, context_lens, is_contiguous)
+    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
     check_shape("query", query, (table.shape[0], *query.shape[1:]))
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
@@ -297,6 +313,8 @@ def decode_attention(
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
+    if plan is not None and plan.window != window:
+        raise ValueError(f"plan is for window {plan.window} and window is {window}; they must be equal")
     if not runs_on_triton(query):
         result = decode_attention_reference(
             query,
@@ -307,9 +325,11 @@ def decode_attention(
             is_contiguous=is_contiguous,
             key_scale=key_scale,
             value_scale=value_scale,
+            window=window,
+            soft_cap=soft_cap,
         )
         return out.copy_(result)
-    plan = plan or _plan(query, kv, context_lens)
+    plan = plan or _plan(query, kv, context_lens, window=window)
     return decode_attention_triton(
         query,
         kv,
@@ -321,18 +341,30 @@ def decode_attention(
         plan=plan,
         key_scale=key_scale,
         value_scale=value_scale,
+        soft_cap=soft_cap,
     )
 
 
 def plan_for(
-    query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, shared: SharedRuns | None = None
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    context_lens: torch.Tensor,
+    shared: SharedRuns | None = None,
+    window: int | None = None,
 ) -> DecodePlan | None:
-    """The plan of all calls with these shapes, lengths and shared runs (paged only); None where no kernel runs."""
-    return _plan(query, kv, context_lens, shared) if runs_on_triton(query) else None
+    """The plan of all calls with these shapes and lengths, and either shared runs (paged only) or a window.
+
+    None where no kernel runs.
+    """
+    return _plan(query, kv, context_lens, shared, window) if runs_on_triton(query) else None
 
 
 def _plan(
-    query: torch.Tensor, kv: torch.Tensor, context_lens: torch.Tensor, shared: SharedRuns | None = None
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    context_lens: torch.Tensor,
+    shared: SharedRuns | None = None,
+    window: int | None = None,
 ) -> DecodePlan:
     return plan_decode(
         context_lens,
@@ -341,6 +373,7 @@ def _plan(
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
         tiling=choose_tiling(device_limits(kv), kv.shape[4], kv.element_size()),
+        window=window,
     )
 
 
@@ -357,6 +390,7 @@ def decode_attention_triton(
     shared_tiling: SharedTiling | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
     num_sequences, num_heads, head_dim = query.shape
@@ -380,6 +414,7 @@ def decode_attention_triton(
             plan.shared_log_sum,
             scale=scale * key_scale,
             value_scale=value_scale,
+            soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), head_dim, query.element_size()),
         )
     _decode_attention_kernel[(plan.num_programs,)](
@@ -416,6 +451,8 @@ def decode_attention_triton(
         TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=tile_dims,
         TILE_PIECES=max(MERGE_NUMEL // (plan.tile_rows * tile_dims), 1),
+        WINDOW=plan.window,
+        SOFT_CAP=soft_cap,
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
         maxnreg=tiling.max_registers,
@@ -444,6 +481,8 @@ def decode_attention_reference(
     is_contiguous: bool = False,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """``decode_attention`` in plain torch, all sequences at once; float64 too."""
     num_sequences, num_heads, head_dim = query.shape
@@ -455,8 +494,14 @@ def decode_attention_reference(
     key, value = gather_kv(kv, table, context_lens, max_context, is_contiguous, compute_dtype)
     grouped = (query.to(compute_dtype) * (scale * key_scale)).reshape(num_sequences, num_kv_heads, -1, head_dim)
     scores = grouped @ key.transpose(2, 3)  # (num_sequences, num_kv_heads, group, length)
-    lens = context_lens[:, None, None, None]
-    scores.masked_fill_(torch.arange(key.shape[2], device=key.device) >= lens, float("-inf"))
+    if soft_cap is not None:
+        scores = soft_cap * torch.tanh(scores / soft_cap)
+    lens, tokens = context_lens[:, None, None, None], torch.arange(key.shape[2], device=key.device)
+    scores.masked_fill_(tokens >= lens, float("-inf"))
+    if window is not None:
+        is_before = tokens < lens - window
+        scores.masked_fill_(is_before, float("-inf"))
+        value.masked_fill_(is_before.mT, 0)  # 0 * NaN is NaN
     out = scores.softmax(dim=-1) @ value * value_scale
     out.masked_fill_(lens == 0, 0)
     return out.reshape(num_sequences, num_heads, head_dim).to(query.dtype)

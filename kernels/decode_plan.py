@@ -6,8 +6,8 @@ line. It is cut into equal chunks, and program p takes chunk p ("Stream-K", Osam
 2023, https://arxiv.org/abs/2301.03598). A row that a boundary cuts has several pieces; the program that finishes the
 last of them merges all.
 
-Everything is computed on the device, from the lengths, once for a step: all layers attend to the same lengths. The
-launches depend on shapes alone, so one CUDA graph serves all lengths.
+Everything is computed on the device, from the lengths, once for a step: all layers with the same window attend to the
+same lengths. The launches depend on shapes alone, so one CUDA graph serves all lengths.
 """
 
 from dataclasses import dataclass
@@ -46,6 +46,7 @@ class DecodePlan:
     """Chunks for one batch of lengths, and room for the pieces of rows. Serves one launch at a time."""
 
     tiling: DecodeTiling
+    window: int | None
     num_sequences: int
     num_rows: int  # of a sequence
     tile_rows: int  # query heads of a row, padded to a power of two
@@ -71,6 +72,7 @@ def _decode_plan_kernel(
     num_sequences: tl.tensor,
     num_programs: tl.tensor,
     HAS_SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,  # tokens of a sequence that are attended to at most, its last; None: all
     NUM_ROWS: tl.constexpr,
     ROW_UNITS: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
@@ -82,7 +84,15 @@ def _decode_plan_kernel(
     total = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
         units = _row_units(
-            context_lens_ptr, own_start_ptr, first, num_sequences, HAS_SHARED, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES
+            context_lens_ptr,
+            own_start_ptr,
+            first,
+            num_sequences,
+            HAS_SHARED,
+            WINDOW,
+            ROW_UNITS,
+            TILE_TOKENS,
+            TILE_SEQUENCES,
         )
         total += tl.sum(units, 0) * NUM_ROWS
     chunk = tl.maximum((total + num_programs - 1) // num_programs, MIN_CHUNK)
@@ -90,7 +100,15 @@ def _decode_plan_kernel(
     num_before = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
         units = _row_units(
-            context_lens_ptr, own_start_ptr, first, num_sequences, HAS_SHARED, ROW_UNITS, TILE_TOKENS, TILE_SEQUENCES
+            context_lens_ptr,
+            own_start_ptr,
+            first,
+            num_sequences,
+            HAS_SHARED,
+            WINDOW,
+            ROW_UNITS,
+            TILE_TOKENS,
+            TILE_SEQUENCES,
         )
         ends = start + tl.cumsum(units, 0)
         sequences = first + tl.arange(0, TILE_SEQUENCES)
@@ -114,6 +132,7 @@ def _row_units(
     first: tl.tensor,
     num_sequences: tl.tensor,
     HAS_SHARED: tl.constexpr,
+    WINDOW: tl.constexpr,
     ROW_UNITS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_SEQUENCES: tl.constexpr,
@@ -124,7 +143,15 @@ def _row_units(
     num_tokens = tl.load(context_lens_ptr + sequences, mask=is_sequence, other=0)
     if HAS_SHARED:
         num_tokens -= tl.load(own_start_ptr + sequences, mask=is_sequence, other=0)
+    if WINDOW is not None:
+        num_tokens -= window_start(num_tokens, WINDOW) // TILE_TOKENS * TILE_TOKENS
     return tl.where(is_sequence, (num_tokens + TILE_TOKENS - 1) // TILE_TOKENS + ROW_UNITS, 0)
+
+
+@jit()
+def window_start(context_len: tl.tensor, WINDOW: tl.constexpr) -> tl.tensor:
+    """The first token of a context that its last one sees."""
+    return tl.maximum(context_len - WINDOW, 0)
 
 
 def plan_decode(
@@ -135,6 +162,7 @@ def plan_decode(
     num_kv_heads: int,
     head_dim: int,
     tiling: DecodeTiling,
+    window: int | None = None,
 ) -> DecodePlan:
     """Share out the work for these lengths: one launch, safe to capture in a CUDA graph.
 
@@ -145,7 +173,13 @@ def plan_decode(
         num_kv_heads: divides num_heads.
         head_dim: of every head.
         tiling: how the attention that follows the plan is cut up.
+        window: last tokens of a sequence that are attended to at most; None: all. The tiles begin with the window's.
+
+    Raises:
+        ValueError: shared runs together with a window.
     """
+    if shared is not None and window is not None:
+        raise ValueError(f"window {window} cannot go with shared runs; plan with shared=None")
     num_sequences, device = context_lens.shape[0], context_lens.device
     tile_rows, num_row_tiles = row_tiles(num_heads // num_kv_heads)
     num_rows = num_kv_heads * num_row_tiles
@@ -153,6 +187,7 @@ def plan_decode(
     num_levels = MAX_LEVELS if shared is not None else 0
     plan = DecodePlan(
         tiling,
+        window,
         num_sequences,
         num_rows,
         tile_rows,
@@ -174,6 +209,7 @@ def plan_decode(
             num_sequences,
             num_programs,
             HAS_SHARED=shared is not None,
+            WINDOW=window,
             NUM_ROWS=num_rows,
             ROW_UNITS=ROW_UNITS,
             MIN_CHUNK=tiling.min_chunk,

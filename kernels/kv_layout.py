@@ -17,6 +17,8 @@ K and V are of the queries' dtype, or 8-bit floats (e4m3: Micikevicius et al., 2
 that hold them divided by one scale for all of K and one for all of V.
 """
 
+import math
+
 import torch
 
 from pbench.kernels.compiler import jit, tl
@@ -36,7 +38,7 @@ MAX_HEAD_DIM = 256
 @jit()
 def load_block_ids(
     row_ptr: tl.pointer_type,  # the sequence's row of the table
-    start: tl.tensor,  # first token of the tile, a multiple of TILE_TOKENS
+    start: tl.tensor,  # first token of the tile, a multiple of the smaller of BLOCK_SIZE and TILE_TOKENS
     end: tl.tensor,  # tokens from here on are masked: their entries of the table are not read
     BLOCK_SIZE: tl.constexpr,
     IS_CONTIGUOUS: tl.constexpr,
@@ -81,6 +83,7 @@ def load_tile(
     head_ptr: tl.pointer_type,  # K, or V, of the first slot of block 0 of the head
     block_ids: tl.tensor,  # of load_block_ids
     start: tl.tensor,
+    first: tl.tensor,
     end: tl.tensor,
     HEAD_DIM: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -89,16 +92,21 @@ def load_tile(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     IS_MASKED: tl.constexpr,
+    IS_CUT: tl.constexpr,
 ) -> tl.tensor:
     """K, or V, of the tokens ``start`` .. ``start + TILE_TOKENS``: ``(TILE_TOKENS, TILE_DIMS)``.
 
-    When IS_MASKED, tokens from ``end`` on are zero and their slots are not read.
+    When IS_MASKED, tokens from ``end`` on are zero and their slots are not read; when IS_CUT too, nor those below
+    ``first``.
     """
     offsets = slot_offsets(block_ids, start, HEAD_DIM, NUM_KV_HEADS, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
     dims = tl.arange(0, TILE_DIMS)
     pointers = head_ptr + offsets[:, None] + dims[None, :]
     if IS_MASKED:
-        is_token = start + tl.arange(0, TILE_TOKENS) < end
+        tokens = start + tl.arange(0, TILE_TOKENS)
+        is_token = tokens < end
+        if IS_CUT:
+            is_token &= tokens >= first
         tile = tl.load(pointers, mask=is_token[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
     elif TILE_DIMS > HEAD_DIM:
         tile = tl.load(pointers, mask=(dims < HEAD_DIM)[None, :], other=0.0)
@@ -113,12 +121,18 @@ def check_attention(
     table: torch.Tensor,
     context_lens: torch.Tensor,
     is_contiguous: bool,
+    window: int | None,
+    soft_cap: float | None,
 ) -> None:
     """Check the arguments that decode and prefill attention share.
 
     Raises:
-        ValueError: a shape, dtype or stride that the kernels do not take, naming the argument.
+        ValueError: a shape, dtype, stride or number that the kernels do not take, naming the argument.
     """
+    if window is not None and window < 1:
+        raise ValueError(f"window is {window}; a query sees itself, so it must be at least 1, or None for no window")
+    if soft_cap is not None and not 0 < soft_cap < math.inf:
+        raise ValueError(f"soft_cap is {soft_cap}; it must be a finite number above 0, or None for no cap")
     check_num_dims("query", query, 3, "(num_tokens, num_heads, head_dim)")
     check_kv(kv)
     check_dtype("query", query, *(FLOAT_DTYPES if kv.dtype is FP8 else (kv.dtype,)))

@@ -7,11 +7,13 @@ head h, whose KV head is g = h // (num_heads / num_kv_heads)::
 
     out[h] = sum_t softmax_t(scale * query[h] . K[g, t]) V[g, t],    t <= p
 
+perhaps within a window and with a soft cap (online_softmax.py).
+
 Computed tile by tile with an online softmax (FlashAttention-2, Dao, 2023, https://arxiv.org/abs/2307.08691).
 A tile of rows holds (query, head of the group) pairs, heads fastest, so that all heads of a group share the K
 and V that they read. Tiles of K and V that every row sees whole are not masked; only those on the diagonal
-are. The grid depends on shapes alone, and a program finds on the device whose tile is its own, so one CUDA graph
-serves any lengths.
+are, and those where windows begin; what no row sees is not read. The grid depends on shapes alone, and a program
+finds on the device whose tile is its own, so one CUDA graph serves any lengths.
 """
 
 import math
@@ -21,7 +23,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids, load_tile
+from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.launch import (
     ceil_div,
     check_contiguous,
@@ -32,6 +34,7 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
+from pbench.kernels.online_softmax import attend_tile
 
 TILE_SEQUENCES = 64
 
@@ -43,68 +46,6 @@ class PrefillTiling(NamedTuple):
     tile_tokens: int
     num_warps: int
     tiles_in_flight: int  # loaded ahead of the one being computed
-
-
-@jit()
-def _attend_tile(
-    query: tl.tensor,  # (TILE_ROWS, TILE_DIMS)
-    positions: tl.tensor,  # (TILE_ROWS,): the last token that the row sees
-    top: tl.tensor,  # (TILE_ROWS,) float32: largest score so far, times scale_log2
-    total: tl.tensor,  # (TILE_ROWS,) float32: sum of exponentials so far, over 2^top
-    acc: tl.tensor,  # (TILE_ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
-    key_ptr: tl.pointer_type,
-    value_offset: tl.tensor,
-    block_ids: tl.tensor,
-    start: tl.tensor,
-    end: tl.tensor,
-    scale_log2: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_CONTIGUOUS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_DIMS: tl.constexpr,
-    IS_MASKED: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """One step of the online softmax."""
-    key = load_tile(
-        key_ptr,
-        block_ids,
-        start,
-        end,
-        HEAD_DIM,
-        NUM_KV_HEADS,
-        BLOCK_SIZE,
-        IS_CONTIGUOUS,
-        TILE_TOKENS,
-        TILE_DIMS,
-        IS_MASKED,
-    )
-    value_ptr = key_ptr + value_offset
-    value = load_tile(
-        value_ptr,
-        block_ids,
-        start,
-        end,
-        HEAD_DIM,
-        NUM_KV_HEADS,
-        BLOCK_SIZE,
-        IS_CONTIGUOUS,
-        TILE_TOKENS,
-        TILE_DIMS,
-        IS_MASKED,
-    )
-    scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
-    if IS_MASKED:
-        tokens = start + tl.arange(0, TILE_TOKENS)
-        scores = tl.where(tokens[None, :] <= positions[:, None], scores, float("-inf"))
-    # Every row sees token 0, which is in the first tile, so new_top is finite from then on.
-    new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - new_top[:, None])
-    decay = tl.exp2(top - new_top)
-    total = total * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(query.dtype), value.to(query.dtype), acc * decay[:, None], input_precision="ieee")
-    return new_top, total, acc
 
 
 @jit()
@@ -161,6 +102,8 @@ def _prefill_attention_kernel(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     TILE_SEQUENCES: tl.constexpr,
+    WINDOW: tl.constexpr,  # see attend_tile
+    SOFT_CAP: tl.constexpr,
 ) -> None:
     """Grid: (KV heads, at least as many as there are row tiles of all sequences)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -193,16 +136,28 @@ def _prefill_attention_kernel(
     positions = prefix_len + queries
     end = prefix_len + tl.minimum((first_row + TILE_ROWS - 1) // GROUP + 1, query_len)
     full_end = (prefix_len + first_row // GROUP + 1) // TILE_TOKENS * TILE_TOKENS  # the first row sees all before this
+    first = 0
+    full_start = 0
+    num_cut = 0
+    lowest = float("-inf")
+    if WINDOW is not None:
+        first = tl.maximum(prefix_len + first_row // GROUP - (WINDOW - 1), 0)  # before it no row sees anything
+        # The last row sees all from this on: the tokens before are in tiles that windows cut.
+        full_start = (tl.maximum(end - WINDOW, 0) + TILE_TOKENS - 1) // TILE_TOKENS * TILE_TOKENS
+        full_start = tl.minimum(full_start, full_end)
+        num_cut = full_start - first // TILE_TOKENS * TILE_TOKENS
+        lowest = -3.4e38  # finite: a row may see nothing of the first tile
+        positions = tl.minimum(positions, end - 1)  # rows that are no query see something too
 
-    top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
+    top = tl.full([TILE_ROWS], lowest, tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
     acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
-    next_ids = load_block_ids(row_ptr, 0, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-    for start in range(0, full_end, TILE_TOKENS):
+    next_ids = load_block_ids(row_ptr, full_start, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+    for start in range(full_start, full_end, TILE_TOKENS):
         block_ids = next_ids
         if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
             next_ids = load_block_ids(row_ptr, start + TILE_TOKENS, end, BLOCK_SIZE, False, TILE_TOKENS)
-        top, total, acc = _attend_tile(
+        top, total, acc = attend_tile(
             query,
             positions,
             top,
@@ -212,6 +167,7 @@ def _prefill_attention_kernel(
             value_offset,
             block_ids,
             start,
+            first,
             end,
             scale_log2,
             HEAD_DIM,
@@ -221,10 +177,15 @@ def _prefill_attention_kernel(
             TILE_TOKENS,
             TILE_DIMS,
             False,
+            WINDOW,
+            SOFT_CAP,
         )
-    for start in range(full_end, end, TILE_TOKENS):
+    for place in range(full_end - num_cut, end, TILE_TOKENS):
+        start = place
+        if WINDOW is not None:
+            start = tl.where(place < full_end, place - (full_end - full_start), place)
         block_ids = load_block_ids(row_ptr, start, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-        top, total, acc = _attend_tile(
+        top, total, acc = attend_tile(
             query,
             positions,
             top,
@@ -234,6 +195,7 @@ def _prefill_attention_kernel(
             value_offset,
             block_ids,
             start,
+            first,
             end,
             scale_log2,
             HEAD_DIM,
@@ -243,6 +205,8 @@ def _prefill_attention_kernel(
             TILE_TOKENS,
             TILE_DIMS,
             True,
+            WINDOW,
+            SOFT_CAP,
         )
     out = (acc / total[:, None] * value_scale).to(out_ptr.dtype.element_ty)
     out_rows = tokens * NUM_HEADS + heads
@@ -261,6 +225,8 @@ def prefill_attention(
     out: torch.Tensor | None = None,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Attend causally from the last tokens of every sequence to its KV, their own included: ``(T, H, D)``.
 
@@ -278,11 +244,13 @@ def prefill_attention(
         out: where to write, contiguous; a new tensor otherwise.
         key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
         value_scale: likewise for V.
+        window: how many tokens a query sees at most, its own included; None: all before it.
+        soft_cap: c of c * tanh(scaled score / c); None: scores stay as they are.
 
     Raises:
-        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+        ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
-    check_attention(query, kv, table, context_lens, is_contiguous)
+    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
     check_shape("query_start", query_start, (table.shape[0] + 1,))
     check_dtype("query_start", query_start, torch.int32)
     check_rows("query_start", query_start)
@@ -303,6 +271,8 @@ def prefill_attention(
             is_contiguous=is_contiguous,
             key_scale=key_scale,
             value_scale=value_scale,
+            window=window,
+            soft_cap=soft_cap,
         )
         rows = slice(int(query_start[0]), int(query_start[-1]))
         out[rows] = result[rows]
@@ -319,6 +289,8 @@ def prefill_attention(
         tiling=choose_tiling(query, kv),
         key_scale=key_scale,
         value_scale=value_scale,
+        window=window,
+        soft_cap=soft_cap,
     )
 
 
@@ -335,6 +307,8 @@ def prefill_attention_triton(
     tiling: PrefillTiling,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says."""
     num_sequences = table.shape[0]
@@ -367,6 +341,8 @@ def prefill_attention_triton(
         TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=next_power_of_2(head_dim),
         TILE_SEQUENCES=TILE_SEQUENCES,
+        WINDOW=window,
+        SOFT_CAP=soft_cap,
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
     )
@@ -402,6 +378,8 @@ def prefill_attention_reference(
     is_contiguous: bool = False,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """``prefill_attention`` in plain torch, one sequence after the other; float64 too. Other rows are arbitrary."""
     num_heads, head_dim = query.shape[1:]
@@ -416,14 +394,33 @@ def prefill_attention_reference(
         key, value = gather_kv(kv, table[i : i + 1], context_lens[i : i + 1], context_len, is_contiguous, query.dtype)
         # The heads of a group stand in the batch dimension, over which K and V are expanded without a copy.
         grouped = query[first:last].reshape(query_len, num_kv_heads, -1, head_dim).permute(2, 1, 0, 3)
-        positions = torch.arange(context_len - query_len, context_len, device=query.device)
-        tokens = torch.arange(context_len, device=query.device)
-        attended = scaled_dot_product_attention(
+        positions = torch.arange(context_len - query_len, context_len, device=query.device)[:, None]
+        first_token = 0 if window is None else max(context_len - query_len - window + 1, 0)
+        tokens = torch.arange(first_token, context_len, device=query.device)
+        mask = tokens <= positions
+        if window is not None:
+            mask &= tokens > positions - window
+        attended = _attend(
             grouped,
-            key[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
-            value[:, :, :context_len].expand(grouped.shape[0], -1, -1, -1),
-            attn_mask=tokens <= positions[:, None],
-            scale=scale * key_scale,
+            key[:, :, first_token:context_len].expand(grouped.shape[0], -1, -1, -1),
+            value[:, :, first_token:context_len].expand(grouped.shape[0], -1, -1, -1),
+            mask,
+            scale * key_scale,
+            soft_cap,
         )  # (group, num_kv_heads, query_len, head_dim)
         out[first:last] = attended.permute(2, 1, 0, 3).reshape(query_len, num_heads, head_dim) * value_scale
     return out
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scale: float,
+    soft_cap: float | None,
+) -> torch.Tensor:
+    if soft_cap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    scores = soft_cap * torch.tanh(query @ key.mT * (scale / soft_cap))
+    return scores.masked_fill_(~mask, float("-inf")).softmax(dim=-1) @ value

@@ -12,6 +12,8 @@ and a run may be cut into parts that count as levels of their own ("Hydragen", J
 https://arxiv.org/abs/2402.05099, for one level; FlashInfer, Ye et al., 2025, https://arxiv.org/abs/2501.01005, for
 several).
 
+Sequences with a window have no runs: what they share lies at their start, which a window leaves first.
+
 The grid is fixed and the work lies on the device, so one CUDA graph serves any tree.
 """
 
@@ -79,6 +81,7 @@ def _shared_attention_kernel(
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
     TILE_FIELDS: tl.constexpr,
+    SOFT_CAP: tl.constexpr,  # see attend_tile
 ) -> None:
     """Grid: any number of programs; each takes every so-manieth (tile, KV head) pair."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -115,6 +118,7 @@ def _shared_attention_kernel(
             next_ids = load_block_ids(row_ptr, start + TILE_TOKENS, end, BLOCK_SIZE, False, TILE_TOKENS)
             top, total, acc = attend_tile(
                 query,
+                None,
                 top,
                 total,
                 acc,
@@ -122,6 +126,7 @@ def _shared_attention_kernel(
                 value_offset,
                 block_ids,
                 start,
+                first_token,
                 end,
                 scale_log2,
                 HEAD_DIM,
@@ -131,10 +136,13 @@ def _shared_attention_kernel(
                 TILE_TOKENS,
                 TILE_DIMS,
                 False,
+                None,
+                SOFT_CAP,
             )
         if full_end < end:
             top, total, acc = attend_tile(
                 query,
+                None,
                 top,
                 total,
                 acc,
@@ -142,6 +150,7 @@ def _shared_attention_kernel(
                 value_offset,
                 next_ids,
                 full_end,
+                first_token,
                 end,
                 scale_log2,
                 HEAD_DIM,
@@ -151,6 +160,8 @@ def _shared_attention_kernel(
                 TILE_TOKENS,
                 TILE_DIMS,
                 True,
+                None,
+                SOFT_CAP,
             )
         out_rows = (level.to(tl.int64) * num_sequences + sequences) * NUM_HEADS + heads
         tl.store(
@@ -198,6 +209,7 @@ def shared_attention_triton(
     scale: float,
     tiling: SharedTiling,
     value_scale: float = 1.0,
+    soft_cap: float | None = None,
 ) -> None:
     """Attend to the shared runs of a batch, on arguments that ``decode_attention`` has checked.
 
@@ -211,6 +223,7 @@ def shared_attention_triton(
         scale: of the scores, key_scale included; as value_scale, see decode_attention.
         tiling: of ``choose_tiling``.
         value_scale: likewise.
+        soft_cap: likewise.
     """
     num_sequences, num_heads, head_dim = query.shape
     _shared_attention_kernel[(device_limits(kv).num_sms,)](
@@ -236,6 +249,7 @@ def shared_attention_triton(
         TILE_TOKENS=tiling.tile_tokens,
         TILE_DIMS=next_power_of_2(head_dim),
         TILE_FIELDS=TILE_FIELDS,
+        SOFT_CAP=soft_cap,
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
     )
@@ -253,7 +267,13 @@ def choose_tiling(limits: DeviceLimits, head_dim: int, element_bytes: int) -> Sh
 
 
 def shared_attention_reference(
-    query: torch.Tensor, kv: torch.Tensor, table: torch.Tensor, runs: SharedRuns, *, scale: float
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    runs: SharedRuns,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``shared_attention_triton`` in plain torch, tile by tile; float64 too.
 
@@ -269,6 +289,8 @@ def shared_attention_reference(
         key, value = (tensor[0, :, first:end] for tensor in gather_kv(kv, one, length, end, False, query.dtype))
         grouped = query[members].reshape(num_members, kv.shape[2], -1, head_dim)
         scores = torch.einsum("mkgd,ktd->mkgt", grouped, key) * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
         out = torch.einsum("mkgt,ktd->mkgd", scores.softmax(dim=-1), value)
         partial[level, members] = out.reshape(num_members, num_heads, head_dim)
         log_sum[level, members] = scores.logsumexp(dim=-1).reshape(num_members, num_heads) * math.log2(math.e)

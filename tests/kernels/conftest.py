@@ -1,7 +1,7 @@
 """What the tests of the kernels share: where they run, and pools whose every unused slot is poison."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -62,6 +62,19 @@ class Cache:
             "table": self.table,
             "context_lens": self.context_lens,
         }
+
+    def without(self, first_tokens: Sequence[int]) -> "Cache":
+        """The same with poison in every slot of a token before ``first_tokens``, and in table entries of such alone."""
+        kv, table, block_size = self.kv.clone(), self.table.clone(), self.kv.shape[3]
+        for i, first in enumerate(first_tokens):
+            if self.is_contiguous:
+                base = int(table[i, 0])
+                kv[0, :, :, base : base + first] = float("nan")
+                continue
+            for j in range(-(-first // block_size)):
+                kv[table[i, j], :, :, : first - j * block_size] = float("nan")
+            table[i, : first // block_size] = 2**30
+        return replace(self, kv=kv, table=table)
 
 
 def _build_cache(

@@ -13,6 +13,8 @@ import pytest
 import pbench
 from pbench.kernels.compiler import HAS_TRITON
 
+FULL = {"WINDOW": None, "SOFT_CAP": None}
+CUT = {"WINDOW": 4096, "SOFT_CAP": 50.0}
 HEADS = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8}
 INTEGER_POINTERS = {
     "table_ptr": "*i32",
@@ -105,24 +107,24 @@ def compile_all():
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             for is_fp8 in (False, True):
-                compile_kernel(decode_attention._decode_attention_kernel, decode, dtype, is_fp8, maxnreg=168)
+                compile_kernel(decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168)
+        cut = constants | rows | {"HAS_SHARED": False} | CUT
+        compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
         prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64}
         for is_fp8 in (False, True):
-            compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8)
+            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | FULL, dtype, is_fp8)
+        compile_kernel(prefill_attention._prefill_attention_kernel, prefill | CUT, dtype)
     print("decode_attention")
     print("prefill_attention")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
-    compile_kernel(shared_attention._shared_attention_kernel, shared | {"TILE_ROWS": 128}, num_warps=8, num_stages=3)
+    shared |= {"TILE_ROWS": 128}
+    for cap in (None, 50.0):
+        capped = shared | {"SOFT_CAP": cap}
+        compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
     print("shared_attention")
-    plan = {
-        "HAS_SHARED": True,
-        "NUM_ROWS": 8,
-        "ROW_UNITS": 1,
-        "MIN_CHUNK": 4,
-        "TILE_TOKENS": 64,
-        "TILE_SEQUENCES": 1024,
-    }
-    compile_kernel(decode_plan._decode_plan_kernel, plan)
+    plan = {"NUM_ROWS": 8, "ROW_UNITS": 1, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    for has_shared, window in ((True, None), (False, 4096)):
+        compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})
     print("decode_plan")
     for has_residual in (False, True):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}

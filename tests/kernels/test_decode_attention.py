@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,7 @@ from pbench.kernels.decode_attention import (
     plan_for,
 )
 from pbench.kernels.decode_plan import DecodeTiling, plan_decode
-from pbench.kernels.launch import DeviceLimits
+from pbench.kernels.launch import FP8, DeviceLimits
 
 SMALL_TILES = DecodeTiling(tile_tokens=16, tiles_in_flight=2, num_warps=4, programs_per_sm=1, min_chunk=1)
 
@@ -24,7 +26,7 @@ def random_query(cache, num_heads, seed=1):
     return packed.to(cache.kv.device, cache.kv.dtype)[:, :num_heads]
 
 
-def exact(query, cache, scale):
+def exact(query, cache, scale, window=None, soft_cap=None):
     """The formula in float64, sequence by sequence and head by head."""
     pool = cache.double()["kv"]
     group = query.shape[1] // pool.shape[2]
@@ -33,20 +35,28 @@ def exact(query, cache, scale):
     for i, length in enumerate(cache.context_lens.tolist()):
         if length == 0:
             continue
-        tokens = torch.arange(length, device=query.device)
+        tokens = torch.arange(0 if window is None else max(length - window, 0), length, device=query.device)
         if cache.is_contiguous:
             block_ids, slots = torch.zeros_like(tokens), cache.table[i, 0] + tokens
         else:
             block_ids, slots = cache.table[i, tokens // block_size].long(), tokens % block_size
         for head in range(query.shape[1]):
             key, value = (pool[block_ids, which, head // group, slots] for which in (0, 1))
-            out[i, head] = torch.softmax(scale * key @ query[i, head].double(), 0) @ value
+            scores = scale * key @ query[i, head].double()
+            if soft_cap is not None:
+                scores = soft_cap * torch.tanh(scores / soft_cap)
+            out[i, head] = torch.softmax(scores, 0) @ value
     return out
 
 
-def plan_of(query, cache, tiling):
+def window_starts(cache, window):
+    return [0 if window is None else max(length - window, 0) for length in cache.context_lens.tolist()]
+
+
+def plan_of(query, cache, tiling, window=None):
     return plan_decode(
         cache.context_lens,
+        window=window,
         num_heads=query.shape[1],
         num_kv_heads=cache.kv.shape[2],
         head_dim=query.shape[2],
@@ -54,7 +64,7 @@ def plan_of(query, cache, tiling):
     )
 
 
-def run_triton(query, cache, tiling, scale=0.2, plan=None):
+def run_triton(query, cache, tiling, scale=0.2, plan=None, window=None, soft_cap=None):
     out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
     return decode_attention_triton(
         query,
@@ -64,7 +74,8 @@ def run_triton(query, cache, tiling, scale=0.2, plan=None):
         out,
         scale=scale,
         is_contiguous=cache.is_contiguous,
-        plan=plan or plan_of(query, cache, tiling),
+        plan=plan or plan_of(query, cache, tiling, window),
+        soft_cap=soft_cap,
     )
 
 
@@ -94,29 +105,76 @@ def test_kernel_is_the_formula_at_every_edge_of_a_block_and_tile(
 
 
 @pytest.mark.parametrize("is_contiguous", [False, True])
-@pytest.mark.parametrize("num_heads", [2, 8, 12])
-def test_reference_is_the_formula(build_cache, num_heads, is_contiguous):
-    cache = build_cache([5, 0, 33, 1], num_kv_heads=2, head_dim=16, block_size=8, is_contiguous=is_contiguous)
-    query = random_query(cache, num_heads)
-    arguments = cache.double()
-    out = decode_attention_reference(query.double(), **arguments, scale=0.3, is_contiguous=is_contiguous)
-    torch.testing.assert_close(out, exact(query, cache, 0.3), rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("block_size", [1, 8, 32])
+@pytest.mark.parametrize(("window", "soft_cap"), [(1, None), (15, 2.0), (16, None), (17, None), (40, 0.5)])
+def test_window_and_soft_cap_are_the_formula_and_nothing_before_the_window_is_read(
+    build_cache, device, attention_dtype, window, soft_cap, block_size, is_contiguous
+):
+    dtype, tolerance = attention_dtype
+    cache = build_cache(
+        [0, 1, window, window + 1, 47, 48, 49, 2 * window + 33],
+        num_kv_heads=2,
+        head_dim=80,
+        block_size=block_size,
+        is_contiguous=is_contiguous,
+        dtype=dtype,
+        device=device,
+    )
+    query = random_query(cache, 8)
+    expected = exact(query, cache, 0.2, window, soft_cap)
+    cache = cache.without(window_starts(cache, window))
+    out = run_triton(query, cache, SMALL_TILES, window=window, soft_cap=soft_cap)
+    torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_window_wider_than_every_context_changes_no_bit(build_cache, device):
+    cache = build_cache([100, 3, 0], num_kv_heads=2, head_dim=32, block_size=16, is_contiguous=False, device=device)
+    query = random_query(cache, 4)
+    out = run_triton(query, cache, SMALL_TILES, window=100)
+    assert torch.equal(out, run_triton(query, cache, SMALL_TILES))
+
+
+def test_a_soft_cap_bounds_scores_of_any_magnitude(build_cache, device):
+    """Where tanh is one to the last bit, every score is the cap or its negative."""
+    cache = build_cache([70, 3], num_kv_heads=1, head_dim=16, block_size=16, is_contiguous=False, device=device)
+    query = random_query(cache, 2) * 1e6
+    out = run_triton(query, cache, SMALL_TILES, scale=1e6, soft_cap=2.0)
+    torch.testing.assert_close(out.double(), exact(query, cache, 1e6, None, 2.0), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (7, None), (None, 1.5), (20, 0.7)])
+@pytest.mark.parametrize("num_heads", [2, 8, 12])
+def test_reference_is_the_formula(build_cache, num_heads, window, soft_cap, is_contiguous):
+    cache = build_cache([5, 0, 33, 1], num_kv_heads=2, head_dim=16, block_size=8, is_contiguous=is_contiguous)
+    query = random_query(cache, num_heads)
+    out = decode_attention_reference(
+        query.double(),
+        **cache.double(),
+        scale=0.3,
+        is_contiguous=is_contiguous,
+        window=window,
+        soft_cap=soft_cap,
+    )
+    torch.testing.assert_close(out, exact(query, cache, 0.3, window, soft_cap), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_contiguous", [False, True])
+@pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtype, is_contiguous):
+def test_launcher_on_cpu_reads_no_poison_and_writes_where_told(build_cache, dtype, window, is_contiguous):
     cache = build_cache(
         [7, 0, 40], num_kv_heads=2, head_dim=32, block_size=16, is_contiguous=is_contiguous, dtype=dtype
     )
     query = random_query(cache, 4)
     out = torch.full(query.shape, float("nan"), dtype=dtype)
-    arguments = (query, cache.kv, cache.table, cache.context_lens)
-    result = decode_attention(*arguments, scale=0.2, is_contiguous=is_contiguous, out=out)
-    assert result is out
+    # The blocks before a window stay in the table.
+    arguments = (query, cache.without(window_starts(cache, window)).kv, cache.table, cache.context_lens)
+    options = {"scale": 0.2, "is_contiguous": is_contiguous, "window": window}
+    assert decode_attention(*arguments, **options, out=out) is out
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(out.double(), exact(query, cache, 0.2), rtol=tolerance, atol=tolerance)
-    assert torch.equal(decode_attention(*arguments, scale=0.2, is_contiguous=is_contiguous), out)
+    torch.testing.assert_close(out.double(), exact(query, cache, 0.2, window), rtol=tolerance, atol=tolerance)
+    assert torch.equal(decode_attention(*arguments, **options), out)
 
 
 # From one program that does everything to more programs than there are tiles.
@@ -151,14 +209,16 @@ def test_a_plan_serves_one_launch_after_the_other(build_cache, device):
     context_lens=st.lists(st.integers(0, 300), min_size=1, max_size=9),
     programs_per_sm=st.integers(1, 3),
     min_chunk=st.integers(1, 9),
+    window=st.none() | st.integers(1, 100),
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_programs_share_the_units_evenly(device, context_lens, programs_per_sm, min_chunk):
+def test_programs_share_the_units_evenly(device, context_lens, programs_per_sm, min_chunk, window):
     tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     lens = torch.tensor(context_lens, dtype=torch.int32, device=device)
-    plan = plan_decode(lens, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling)
+    plan = plan_decode(lens, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling, window=window)
     chunk, *starts = plan.schedule[: len(lens) + 1].tolist()
-    units = [-(-length // 16) + 1 for length in context_lens]
+    # Tiles wholly before the window are nobody's.
+    units = [-(-length // 16) - max(length - (window or length), 0) // 16 + 1 for length in context_lens]
     total = 2 * sum(units)
     assert chunk == max(-(-total // plan.num_programs), min_chunk)
     assert starts == [sum(units[:i]) for i in range(len(units))]
@@ -179,6 +239,17 @@ def test_a_plan_for_other_shapes_is_refused(build_cache):
         run_triton(query[:1], cache, SMALL_TILES, plan=plan)
 
 
+def test_a_plan_for_another_window_is_refused(build_cache):
+    cache = build_cache([30, 4], num_kv_heads=2, head_dim=16, block_size=16, is_contiguous=False)
+    query = random_query(cache, 4)
+    plan = plan_of(query, cache, SMALL_TILES, window=8) if not torch.cuda.is_available() else None
+    if plan is None:
+        pytest.skip("Triton compiles for the GPU in this process; its interpreter is off")
+    arguments = (query, cache.kv, cache.table, cache.context_lens)
+    with pytest.raises(ValueError, match="plan is for window 8 and window is None"):
+        decode_attention(*arguments, scale=1.0, plan=plan)
+
+
 def test_more_query_heads_per_kv_head_than_one_tile_holds(build_cache, device):
     cache = build_cache([33, 5], num_kv_heads=1, head_dim=16, block_size=16, is_contiguous=False, device=device)
     query = random_query(cache, 71)
@@ -195,24 +266,32 @@ def test_scores_of_large_magnitude_do_not_overflow(build_cache, device):
 
 
 @given(
-    context_lens=st.lists(st.integers(0, 70), min_size=1, max_size=4),
+    context_lens=st.lists(st.integers(0, 70) | st.sampled_from([0, 1, 16, 17, 33, 65]), max_size=4),
     num_kv_heads=st.integers(1, 2),
     group=st.sampled_from([1, 3, 4, 17]),
-    block_size=st.sampled_from([1, 8, 16, 32]),
+    head_dim=st.sampled_from([16, 64, 80, 96, 128, 256]),
+    block_size=st.sampled_from([1, 8, 16, 32, 64, 256]),
     is_contiguous=st.booleans(),
+    is_fp8=st.booleans(),
+    window=st.none() | st.integers(1, 80),
+    soft_cap=st.none() | st.floats(0.1, 50),
     programs_per_sm=st.integers(1, 3),
     min_chunk=st.integers(1, 4),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernel_is_the_reference_for_any_lengths(
     build_cache,
     device,
     context_lens,
     num_kv_heads,
     group,
+    head_dim,
     block_size,
     is_contiguous,
+    is_fp8,
+    window,
+    soft_cap,
     programs_per_sm,
     min_chunk,
     seed,
@@ -220,7 +299,7 @@ def test_kernel_is_the_reference_for_any_lengths(
     cache = build_cache(
         context_lens,
         num_kv_heads=num_kv_heads,
-        head_dim=16,
+        head_dim=head_dim,
         block_size=block_size,
         is_contiguous=is_contiguous,
         device=device,
@@ -228,8 +307,19 @@ def test_kernel_is_the_reference_for_any_lengths(
     )
     query = random_query(cache, num_kv_heads * group, seed=seed)
     tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
-    expected = decode_attention_reference(query.double(), **cache.double(), scale=0.2, is_contiguous=is_contiguous)
-    torch.testing.assert_close(run_triton(query, cache, tiling).double(), expected, rtol=1e-5, atol=1e-5)
+    if is_fp8:
+        cache = replace(cache, kv=cache.kv.to(FP8))
+    expected = decode_attention_reference(
+        query.double(),
+        **cache.double(),
+        scale=0.2,
+        is_contiguous=is_contiguous,
+        window=window,
+        soft_cap=soft_cap,
+    )
+    cache = cache.without(window_starts(cache, window))
+    out = run_triton(query, cache, tiling, window=window, soft_cap=soft_cap)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("shared_memory_bytes", [100 * 1024, 164 * 1024, 227 * 1024])
@@ -246,9 +336,13 @@ def test_the_programs_of_a_multiprocessor_fit_its_memory(shared_memory_bytes, he
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_contiguous", [False, True])
 @pytest.mark.parametrize("block_size", [16, 128])
-@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim"), [(32, 8, 128), (16, 8, 128), (8, 1, 256)])
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (1024, None), (None, 50.0), (100, 30.0)])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_dim"),
+    [(32, 8, 128), (16, 8, 128), (8, 1, 256), (8, 8, 64), (12, 4, 80), (8, 2, 96)],
+)
 def test_launcher_is_right_at_the_sizes_of_a_model(
-    build_cache, num_heads, num_kv_heads, head_dim, block_size, is_contiguous
+    build_cache, num_heads, num_kv_heads, head_dim, window, soft_cap, block_size, is_contiguous
 ):
     generator = torch.Generator().manual_seed(3)
     lens = [*torch.randint(1, 3000, (48,), generator=generator).tolist(), 0, 9000]
@@ -263,13 +357,16 @@ def test_launcher_is_right_at_the_sizes_of_a_model(
     )
     query = random_query(cache, num_heads)
     scale = head_dim**-0.5
-    out = decode_attention(query, cache.kv, cache.table, cache.context_lens, scale=scale, is_contiguous=is_contiguous)
-    expected = decode_attention_reference(query.double(), **cache.double(), scale=scale, is_contiguous=is_contiguous)
+    options = {"scale": scale, "is_contiguous": is_contiguous, "window": window, "soft_cap": soft_cap}
+    expected = decode_attention_reference(query.double(), **cache.double(), **options)
+    cache = cache.without(window_starts(cache, window))
+    out = decode_attention(query, cache.kv, cache.table, cache.context_lens, **options)
     torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-3)
 
 
 @pytest.mark.gpu
-def test_one_cuda_graph_serves_all_lengths(build_cache):
+@pytest.mark.parametrize("window", [None, 100])
+def test_one_cuda_graph_serves_all_lengths(build_cache, window):
     lens = [2000, 1, 517, 64]
     cache = build_cache(
         lens,
@@ -282,16 +379,16 @@ def test_one_cuda_graph_serves_all_lengths(build_cache):
     )
     query = random_query(cache, 32)
     arguments = (query, cache.kv, cache.table, cache.context_lens)
-    decode_attention(*arguments, scale=0.1)
+    decode_attention(*arguments, scale=0.1, window=window)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        plan = plan_for(query, cache.kv, cache.context_lens)
+        plan = plan_for(query, cache.kv, cache.context_lens, window=window)
         for _ in range(2):  # two layers
-            out = decode_attention(*arguments, scale=0.1, plan=plan)
+            out = decode_attention(*arguments, scale=0.1, plan=plan, window=window)
     for shorter in (lens, [0, 1, 300, 63], [1999, 0, 0, 1], [0, 0, 0, 0]):
         cache.context_lens.copy_(torch.tensor(shorter))
         graph.replay()
-        expected = decode_attention_reference(query.double(), **cache.double(), scale=0.1)
+        expected = decode_attention_reference(query.double(), **cache.double(), scale=0.1, window=window)
         torch.testing.assert_close(out.double(), expected, rtol=2e-2, atol=2e-3)
 
 
@@ -314,6 +411,9 @@ def test_one_cuda_graph_serves_all_lengths(build_cache):
         ({"context_lens": torch.zeros(3, dtype=torch.int32)}, "context_lens has shape"),
         ({"is_contiguous": True}, "contiguous addressing needs one block"),
         ({"out": torch.zeros(2, 4, 32)}, "out has shape"),
+        ({"window": 0}, "window is 0; a query sees itself, so it must be at least 1"),
+        ({"soft_cap": 0.0}, "soft_cap is 0.0; it must be a finite number above 0"),
+        ({"soft_cap": float("nan")}, "soft_cap is nan; it must be a finite number above 0"),
         ({"out": torch.zeros(2, 16, 4).mT}, "out of shape"),
     ],
 )

@@ -66,7 +66,7 @@ def random_query(cache, num_heads, seed=1):
     return torch.randn(shape, generator=generator).to(cache.kv.device, cache.kv.dtype)[:, :num_heads]
 
 
-def run_triton(query, cache, runs, tiling=TILING, shared_tiling=SHARED_TILING, scale=0.2):
+def run_triton(query, cache, runs, tiling=TILING, shared_tiling=SHARED_TILING, scale=0.2, soft_cap=None):
     plan = plan_decode(
         cache.context_lens,
         runs,
@@ -77,11 +77,13 @@ def run_triton(query, cache, runs, tiling=TILING, shared_tiling=SHARED_TILING, s
     )
     out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
     arguments = (query, cache.kv, cache.table, cache.context_lens, out)
-    return decode_attention_triton(*arguments, scale=scale, is_contiguous=False, plan=plan, shared_tiling=shared_tiling)
+    return decode_attention_triton(
+        *arguments, scale=scale, is_contiguous=False, plan=plan, shared_tiling=shared_tiling, soft_cap=soft_cap
+    )
 
 
-def expected_of(query, cache, scale=0.2):
-    return decode_attention_reference(query.double(), **cache.double(), scale=scale)
+def expected_of(query, cache, scale=0.2, soft_cap=None):
+    return decode_attention_reference(query.double(), **cache.double(), scale=scale, soft_cap=soft_cap)
 
 
 @pytest.mark.parametrize(
@@ -110,16 +112,25 @@ def test_a_tree_of_shared_runs_changes_nothing(
     torch.testing.assert_close(out.double(), expected_of(query, cache), rtol=tolerance, atol=tolerance)
 
 
-def test_a_run_that_is_no_multiple_of_a_tile(build_cache, device):
+@pytest.mark.parametrize("soft_cap", [None, 0.5])
+def test_a_run_that_is_no_multiple_of_a_tile(build_cache, device, soft_cap):
     cache = build_cache([41, 60, 44], num_kv_heads=2, head_dim=32, block_size=8, is_contiguous=False, device=device)
     tree = [(range(3), 0, 40, 0)]
     cache = share(cache, tree)
     query = random_query(cache, 6)
-    out = run_triton(query, cache, make_runs(3, tree, 5, device))
-    torch.testing.assert_close(out.double(), expected_of(query, cache), rtol=1e-5, atol=1e-5)
+    out = run_triton(query, cache, make_runs(3, tree, 5, device), soft_cap=soft_cap)
+    torch.testing.assert_close(out.double(), expected_of(query, cache, soft_cap=soft_cap), rtol=1e-5, atol=1e-5)
 
 
-def test_kernel_is_the_reference_where_sequences_are_members_and_writes_nowhere_else(build_cache, device):
+def test_shared_runs_and_a_window_are_refused(build_cache, device):
+    cache = build_cache([41, 60, 44], num_kv_heads=2, head_dim=32, block_size=8, is_contiguous=False, device=device)
+    runs = make_runs(3, [(range(3), 0, 40, 0)], 5, device)
+    with pytest.raises(ValueError, match="window 16 cannot go with shared runs"):
+        plan_decode(cache.context_lens, runs, num_heads=4, num_kv_heads=2, head_dim=32, tiling=TILING, window=16)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 0.5])
+def test_kernel_is_the_reference_where_sequences_are_members_and_writes_nowhere_else(build_cache, device, soft_cap):
     cache = build_cache([70, 40, 90], num_kv_heads=2, head_dim=16, block_size=8, is_contiguous=False, device=device)
     tree = [(range(2), 0, 32, 0), (range(1), 32, 64, 1)]
     cache = share(cache, tree)
@@ -127,8 +138,9 @@ def test_kernel_is_the_reference_where_sequences_are_members_and_writes_nowhere_
     query = random_query(cache, 4)
     partial = torch.full((MAX_LEVELS, 3, 4, 16), float("nan"), device=device)
     log_sum = torch.full((MAX_LEVELS, 3, 4), float("-inf"), device=device)
-    shared_attention_triton(query, cache.kv, cache.table, runs, partial, log_sum, scale=0.3, tiling=SHARED_TILING)
-    expected = shared_attention_reference(query.double(), cache.double()["kv"], cache.table, runs, scale=0.3)
+    arguments, options = (query, cache.kv, cache.table, runs), {"scale": 0.3, "soft_cap": soft_cap}
+    shared_attention_triton(*arguments, partial, log_sum, **options, tiling=SHARED_TILING)
+    expected = shared_attention_reference(query.double(), cache.double()["kv"], cache.table, runs, **options)
     torch.testing.assert_close(partial.double(), expected[0], rtol=1e-5, atol=1e-5, equal_nan=True)
     torch.testing.assert_close(log_sum.double(), expected[1], rtol=1e-5, atol=1e-5)
 

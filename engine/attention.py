@@ -7,8 +7,8 @@ from torch import Tensor, empty
 from pbench.kernels.decode_attention import decode_attention, plan_for
 from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.prefill_attention import prefill_attention
+from pbench.kernels.rotary_write_kv import Rotation, rotary_write_kv
 from pbench.kernels.shared_attention import SharedRuns
-from pbench.kernels.write_kv import write_kv
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class BatchAttention:
         self.scale = pool.shape[-1] ** -0.5
         self._decode_plan: DecodePlan | None = None  # made in the first layer, for all: lengths are the same in each
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
         batch, kv, num_decodes = self.batch, self.pool[layer_index], self.batch.num_decodes
-        write_kv(key, value, kv, batch.slots)
+        rotary_write_kv(query, key, value, rotation, kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
             self._decode_plan = self._decode_plan or plan_for(query, kv, batch.context_lens[:num_decodes], batch.shared)

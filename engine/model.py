@@ -15,23 +15,25 @@ from pbench.engine.model_config import ModelConfig
 from pbench.engine.phases import Phases, no_phases
 from pbench.engine.rotary import rotary_table
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
-from pbench.kernels.rotary import rotary_embedding
+from pbench.kernels.rotary_write_kv import HeadNorms, Rotation
 from pbench.kernels.silu_and_mul import silu_and_mul
 
 
 class Attention(Protocol):
     """Causal attention of a batch of tokens, over whatever memory holds their keys and values."""
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Keep the tokens' keys and values, and attend.
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+        """Rotate the tokens' queries and keys, keep their keys and values, and attend.
 
         Args:
             layer_index: which layer's keys and values these are.
-            query: (T, num_heads, head_dim), rotated; the scale 1 / sqrt(head_dim) is still to be applied.
-            key: (T, num_kv_heads, head_dim), rotated.
+            query: (T, num_heads, head_dim), as projected; the scale 1 / sqrt(head_dim) is still to be applied.
+            key: (T, num_kv_heads, head_dim), likewise.
             value: (T, num_kv_heads, head_dim).
+            rotation: of queries and keys, with what norms them before.
 
-        They may be views of one packed tensor: contiguous in their last two dimensions, not in the first.
+        The first three may be overwritten, and may be views of one packed tensor: contiguous in their last two
+        dimensions, not in the first.
 
         Returns:
             (T, num_heads, head_dim), of the query's dtype.
@@ -88,10 +90,11 @@ class Model(nn.Module):
         layers = cast("list[Layer]", list(self.layers))
         # A layer's last addition is fused with the norm that follows it: the next layer's first.
         following_norms = [layer.attention_norm for layer in layers[1:]] + [self.final_norm]
+        rotation = Rotation(self.cos_sin, positions)
         residual = functional.embedding(token_ids, self.embedding)
         hidden = rms_norm(residual, layers[0].attention_norm, eps)
         for layer, following_norm in zip(layers, following_norms, strict=True):
-            hidden = layer.attend(hidden, positions, self.cos_sin, attention)
+            hidden = layer.attend(hidden, rotation, attention)
             hidden, residual = add_rms_norm(hidden, residual, layer.feed_forward_norm, eps)
             with self.phases("mlp"):
                 hidden = layer.feed_forward(hidden)
@@ -125,7 +128,7 @@ class Layer(nn.Module):
         self.gate_up = parameter(2 * config.intermediate_size, hidden_size)
         self.down = parameter(hidden_size, config.intermediate_size)
 
-    def attend(self, hidden: Tensor, positions: Tensor, cos_sin: Tensor, attention: Attention) -> Tensor:
+    def attend(self, hidden: Tensor, rotation: Rotation, attention: Attention) -> Tensor:
         """Compute the attention half: (T, hidden_size), normed -> (T, hidden_size), still to be added."""
         config = self.config
         key_start, value_start = config.num_heads, config.num_heads + config.num_kv_heads
@@ -134,10 +137,8 @@ class Layer(nn.Module):
         packed = packed.view(-1, value_start + config.num_kv_heads, config.head_dim)
         query, key, value = packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
         if self.query_norm is not None and self.key_norm is not None:
-            query = rms_norm(query, self.query_norm, config.rms_norm_eps)
-            key = rms_norm(key, self.key_norm, config.rms_norm_eps)
-        rotary_embedding(query, key, cos_sin, positions)
-        attended = attention(self.index, query, key, value)
+            rotation = rotation._replace(norms=HeadNorms(self.query_norm, self.key_norm, config.rms_norm_eps))
+        attended = attention(self.index, query, key, value, rotation)
         return functional.linear(attended.flatten(1), self.attention_output)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:

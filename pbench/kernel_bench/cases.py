@@ -20,10 +20,9 @@ from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.launch import FP8
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
-from pbench.kernels.rotary import rotary_embedding
+from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv
 from pbench.kernels.shared_attention import SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul
-from pbench.kernels.write_kv import write_kv
 
 OURS = "pbench"
 OURS_FLAT = "pbench, flat"  # reads a shared run again for every sequence
@@ -146,29 +145,26 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
         gate_up = buffers.random(num_tokens, 2 * wide)
         return partial(silu_and_mul, gate_up)
 
-    num_rows = heads.num_heads + heads.num_kv_heads
+    num_rows = heads.num_heads + 2 * heads.num_kv_heads
+    num_blocks = -(-num_tokens // block_size)
     angles = torch.rand(num_tokens, heads.head_dim // 2, device=buffers.device)
     cos_sin = torch.stack((angles.cos(), angles.sin()), dim=1)
-    positions = torch.arange(num_tokens, device=buffers.device)
+    rotation = Rotation(cos_sin, torch.arange(num_tokens, device=buffers.device))
+    norms = HeadNorms(buffers.random(heads.head_dim), buffers.random(heads.head_dim), EPS)
 
-    def rotary() -> Callable[[], object]:
+    def rotate(rotation: Rotation) -> Callable[[], object]:
         packed = buffers.random(num_tokens, num_rows, heads.head_dim)
-        query, key = packed[:, : heads.num_heads], packed[:, heads.num_heads :]
-        return partial(rotary_embedding, query, key, cos_sin, positions)
-
-    num_blocks = -(-num_tokens // block_size)
-
-    def write() -> Callable[[], object]:
-        packed = buffers.random(num_tokens, 2 * heads.num_kv_heads, heads.head_dim)
+        query, key, value = torch.split(packed, [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
         kv = buffers.random(num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
         slots = torch.randperm(num_blocks * block_size)[:num_tokens].to(buffers.device)
-        return partial(write_kv, packed[:, : heads.num_kv_heads], packed[:, heads.num_kv_heads :], kv, slots)
+        return partial(rotary_write_kv, query, key, value, rotation, kv, slots)
 
     yield partial(case, "rms norm", 2 * hidden, norm)
     yield partial(case, "add + rms norm", 4 * hidden, add_norm)
     yield partial(case, "silu and mul", 3 * wide, silu)
-    yield partial(case, "rotary", 2 * num_rows * heads.head_dim, rotary)
-    yield partial(case, "write kv", 2 * heads.kv_numel, write)
+    rotated_numel, normed = 2 * num_rows * heads.head_dim, rotation._replace(norms=norms)
+    yield partial(case, "rotary + write kv", rotated_numel, partial(rotate, rotation))
+    yield partial(case, "norms + rotary + write kv", rotated_numel, partial(rotate, normed))
 
 
 CHOICES = {

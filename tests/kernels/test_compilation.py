@@ -87,10 +87,9 @@ def compile_all():
         decode_plan,
         prefill_attention,
         rms_norm,
-        rotary,
+        rotary_write_kv,
         shared_attention,
         silu_and_mul,
-        write_kv,
     )
 
     for has_seen, dtype in ((False, "bf16"), (True, "fp32")):
@@ -130,15 +129,13 @@ def compile_all():
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
         compile_kernel(rms_norm._rms_norm_kernel, row)
     print("rms_norm")
-    plane = {"HALF_DIM": 64, "TILE_HEADS": 32, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
-    compile_kernel(rotary._rotary_embedding_kernel, HEADS | plane)
-    print("rotary")
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
     print("silu_and_mul")
-    for is_fp8 in (False, True):
-        slot = {"IS_FP8": is_fp8, "NUM_KV_HEADS": 8, "HEAD_DIM": 128, "TILE_HEADS": 8, "TILE_DIMS": 128}
-        compile_kernel(write_kv._write_kv_kernel, slot, is_fp8=is_fp8)
-    print("write_kv")
+    for is_fp8, has_norm in ((False, False), (False, True), (True, False)):
+        plane = {"HALF_DIM": 64, "TILE_HEADS": 16, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
+        rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm}
+        compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
+    print("rotary_write_kv")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pbench.kernels.prefill_attention import (
     prefill_attention_reference,
     prefill_attention_triton,
 )
-from pbench.kernels.write_kv import write_kv_reference, write_kv_triton
+from pbench.kernels.rotary_write_kv import Rotation, rotary_write_kv_reference, rotary_write_kv_triton
 
 SCALES = {"key_scale": 0.5, "value_scale": 2.0}
 
@@ -46,9 +46,11 @@ def test_kernel_writes_what_the_reference_writes(device, can_fp8, dtype):
     key[0, 0, 0], value[5, 1, 3] = 2 * FP8_MAX, -4 * FP8_MAX
     slots = torch.tensor([3, -1, 40, 17, 0, 31], device=device)
     pools = [torch.zeros((3, 2, 2, 16, 32), device=device).to(FP8) for _ in range(2)]
-    arguments = (key.to(device, dtype), value.to(device, dtype))
-    write_kv_triton(*arguments, pools[0], slots, **SCALES)
-    write_kv_reference(*arguments, pools[1], slots, **SCALES)
+    cos_sin = torch.stack((torch.ones(1, 16), torch.zeros(1, 16)), 1)  # an angle of 0, which changes no number
+    rotation = Rotation(cos_sin.to(device), torch.zeros(6, dtype=torch.int64, device=device))
+    parts = [x.to(device, dtype) for x in (torch.zeros_like(key), key, value)]
+    rotary_write_kv_triton(*parts, rotation, pools[0], slots, **SCALES)
+    rotary_write_kv_reference(*parts, rotation, pools[1], slots, **SCALES)
     assert torch.equal(pools[0].float(), pools[1].float())
     held_key, held_value = pools[0].float()[0, :, :, 3]
     largest = FP8_MAX * SCALES["value_scale"]

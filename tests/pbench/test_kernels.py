@@ -36,7 +36,8 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     measurements = json.loads(written.read_text())["measurements"]
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
-        *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul", "rotary", "write kv",
+        *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
+        "rotary + write kv", "norms + rotary + write kv",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
     for one in measurements:

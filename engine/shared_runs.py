@@ -11,7 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from pbench.kernels.launch import device_limits
-from pbench.kernels.shared_attention import MAX_LEVELS, MAX_TILES, TILE_FIELDS, SharedRuns, choose_tiling
+from pbench.kernels.shared_attention import MAX_LEVELS, MAX_TILES, TILE_FIELDS, SharedRuns
+from pbench.kernels.tiling import Operands
+from pbench.kernels.tuning_table import choose_shared_tiling
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -100,7 +102,8 @@ def run_limits(kv: Tensor, num_heads: int, query_bytes: int) -> RunLimits | None
     """
     num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
     limits = device_limits(kv)
-    members_per_tile = choose_tiling(limits, head_dim, query_bytes).tile_rows // (num_heads // num_kv_heads)
+    operands = Operands(head_dim, num_heads // num_kv_heads, query_bytes, kv.element_size())
+    members_per_tile = choose_shared_tiling(limits, operands).tile_rows // operands.group
     return RunLimits(members_per_tile, num_kv_heads, limits.num_sms) if members_per_tile > 1 else None
 
 

@@ -22,10 +22,9 @@ import math
 import torch
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, DecodeTiling, plan_decode, row_tiles, window_start
+from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, plan_decode, row_tiles, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.launch import (
-    DeviceLimits,
     check_contiguous,
     check_dtype,
     check_shape,
@@ -34,13 +33,12 @@ from pbench.kernels.launch import (
     runs_on_triton,
 )
 from pbench.kernels.online_softmax import attend_tile
-from pbench.kernels.shared_attention import SharedRuns, SharedTiling, merge_shared, shared_attention_triton
-from pbench.kernels.shared_attention import choose_tiling as choose_shared_tiling
+from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
+from pbench.kernels.tiling import Operands, SharedTiling
+from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tiling
 
 # Numbers that the merge of a row's pieces loads at once.
 MERGE_NUMEL = 8192
-# Shared memory of a program beside its tiles, for reductions and for the weights on their way to the second product.
-SCRATCH_BYTES = 8 * 1024
 
 
 @jit()
@@ -372,7 +370,7 @@ def _plan(
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
-        tiling=choose_tiling(device_limits(kv), kv.shape[4], kv.element_size()),
+        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv)),
         window=window,
     )
 
@@ -415,7 +413,7 @@ def decode_attention_triton(
             scale=scale * key_scale,
             value_scale=value_scale,
             soft_cap=soft_cap,
-            tiling=shared_tiling or choose_shared_tiling(device_limits(kv), head_dim, query.element_size()),
+            tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
     _decode_attention_kernel[(plan.num_programs,)](
         query,
@@ -458,17 +456,6 @@ def decode_attention_triton(
         maxnreg=tiling.max_registers,
     )
     return out
-
-
-def choose_tiling(limits: DeviceLimits, head_dim: int, element_bytes: int) -> DecodeTiling:
-    """How to cut up launches on this device: as much in flight as a multiprocessor's memory holds."""
-    token_bytes = 2 * next_power_of_2(head_dim) * element_bytes
-    # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
-    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2)):
-        program_bytes = 2 * tile_tokens * token_bytes + SCRATCH_BYTES
-        if program_bytes * programs_per_sm <= limits.shared_memory_bytes:
-            return DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
-    return DecodeTiling(16, 2, 4, 1, 16)
 
 
 def decode_attention_reference(

@@ -11,34 +11,19 @@ same lengths. The launches depend on shapes alone, so one CUDA graph serves all 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import ceil_div, device_limits, next_power_of_2
 from pbench.kernels.shared_attention import MAX_LEVELS, SharedRuns
+from pbench.kernels.tiling import DecodeTiling
 
 # What starting and ending a row costs, in tiles. At least 1, so that a row without tiles belongs to some chunk too:
 # its program writes zeros.
 ROW_UNITS = 1
 
 TILE_SEQUENCES = 1024
-
-
-class DecodeTiling(NamedTuple):
-    """How a launch is cut up."""
-
-    tile_tokens: int
-    tiles_in_flight: int  # loaded ahead of the one being computed
-    num_warps: int
-    programs_per_sm: int
-    min_chunk: int  # units: a chunk is not made shorter, to be worth its own start and merge
-
-    @property
-    def max_registers(self) -> int:
-        """Of a thread, such that so many programs fit a multiprocessor's 65536."""
-        return min(65536 // (self.programs_per_sm * self.num_warps * 32) // 8 * 8, 255)
 
 
 @dataclass(frozen=True, slots=True)

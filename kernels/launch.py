@@ -22,6 +22,7 @@ class DeviceLimits(NamedTuple):
 
     num_sms: int  # streaming multiprocessors
     shared_memory_bytes: int  # the most that one program can have
+    capability: tuple[int, int] = (0, 0)  # (9, 0) of an H100; (0, 0) of no GPU
 
 
 # Triton's interpreter has no such limits. These make it split the work as a small GPU would.
@@ -43,7 +44,9 @@ def _gpu_limits(index: int) -> DeviceLimits:
     from triton.runtime import driver
 
     properties = driver.active.utils.get_device_properties(index)
-    return DeviceLimits(properties["multiprocessor_count"], properties["max_shared_mem"])
+    return DeviceLimits(
+        properties["multiprocessor_count"], properties["max_shared_mem"], torch.cuda.get_device_capability(index)
+    )
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -17,7 +17,6 @@ finds on the device whose tile is its own, so one CUDA graph serves any lengths.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -35,17 +34,10 @@ from pbench.kernels.launch import (
     runs_on_triton,
 )
 from pbench.kernels.online_softmax import attend_tile
+from pbench.kernels.tiling import Operands, PrefillTiling
+from pbench.kernels.tuning_table import choose_prefill_tiling
 
 TILE_SEQUENCES = 64
-
-
-class PrefillTiling(NamedTuple):
-    """How a launch is cut up."""
-
-    tile_rows: int  # (query, head of the group) pairs of a program
-    tile_tokens: int
-    num_warps: int
-    tiles_in_flight: int  # loaded ahead of the one being computed
 
 
 @jit()
@@ -286,12 +278,17 @@ def prefill_attention(
         out,
         scale=scale,
         is_contiguous=is_contiguous,
-        tiling=choose_tiling(query, kv),
+        tiling=_tiling(query, kv),
         key_scale=key_scale,
         value_scale=value_scale,
         window=window,
         soft_cap=soft_cap,
     )
+
+
+def _tiling(query: torch.Tensor, kv: torch.Tensor) -> PrefillTiling:
+    operands = Operands.of(query, kv)
+    return choose_prefill_tiling(device_limits(query), operands, query.shape[0] * operands.group)
 
 
 def prefill_attention_triton(
@@ -347,24 +344,6 @@ def prefill_attention_triton(
         num_stages=tiling.tiles_in_flight + 1,
     )
     return out
-
-
-def choose_tiling(query: torch.Tensor, kv: torch.Tensor) -> PrefillTiling:
-    """How to cut up a launch on this device, from shapes alone."""
-    row_bytes = next_power_of_2(query.shape[2]) * query.element_size()
-    group = query.shape[1] // kv.shape[2]
-    # Without tensor cores, which float32 does not use, a large tile only spills registers.
-    max_rows, max_tokens = (32, 32) if query.dtype is torch.float32 else (128, 64)
-    tile_rows = min(next_power_of_2(max(query.shape[0] * group, 16)), max_rows)
-    budget = device_limits(query).shared_memory_bytes * 15 // 16  # the rest is for the reductions
-    for tile_tokens, tiles_in_flight in ((64, 2), (32, 2), (16, 2)):
-        kv_rows = 2 * tile_tokens * (tiles_in_flight + 1)
-        if tile_tokens <= max_tokens and (tile_rows + kv_rows) * row_bytes <= budget:
-            break
-    else:
-        tile_rows, tile_tokens, tiles_in_flight = min(tile_rows, 64), 16, 1
-    num_warps = 8 if tile_rows == 128 else 4
-    return PrefillTiling(tile_rows, tile_tokens, num_warps, tiles_in_flight)
 
 
 def prefill_attention_reference(

@@ -19,28 +19,19 @@ The grid is fixed and the work lies on the device, so one CUDA graph serves any 
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.kv_layout import gather_kv, load_block_ids
-from pbench.kernels.launch import DeviceLimits, device_limits, next_power_of_2
+from pbench.kernels.launch import device_limits, next_power_of_2
 from pbench.kernels.online_softmax import attend_tile
+from pbench.kernels.tiling import SharedTiling
 
 MAX_LEVELS = 8  # runs, or parts of runs, that one sequence can be a member of
 MAX_TILES = 512
 # A tile: the first of its members in ``SharedRuns.members``, their number, its first token, its end, its level.
 TILE_FIELDS = 5
-
-
-class SharedTiling(NamedTuple):
-    """How a launch is cut up."""
-
-    tile_rows: int  # (member, head of the group) pairs
-    tile_tokens: int
-    num_warps: int
-    tiles_in_flight: int  # loaded ahead of the one being computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +212,7 @@ def shared_attention_triton(
         partial: float32 ``(MAX_LEVELS, B, H, D)``: receives each level's attention, for its members only.
         log_sum: float32 ``(MAX_LEVELS, B, H)``: receives the base-2 logarithms of the sums of exponentials.
         scale: of the scores, key_scale included; as value_scale, see decode_attention.
-        tiling: of ``choose_tiling``.
+        tiling: of ``choose_shared_tiling`` (tuning_table.py).
         value_scale: likewise.
         soft_cap: likewise.
     """
@@ -253,17 +244,6 @@ def shared_attention_triton(
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
     )
-
-
-def choose_tiling(limits: DeviceLimits, head_dim: int, element_bytes: int) -> SharedTiling:
-    """How to cut up launches on this device: as many rows as a matrix unit is fast with, if they fit its memory."""
-    row_bytes = next_power_of_2(head_dim) * element_bytes
-    if element_bytes == 2:  # without tensor cores, which float32 does not use, a large tile only spills registers
-        for tiling in (SharedTiling(128, 64, 8, 2), SharedTiling(64, 64, 4, 2), SharedTiling(64, 32, 4, 2)):
-            num_rows = tiling.tile_rows + 2 * tiling.tile_tokens * (tiling.tiles_in_flight + 1)
-            if num_rows * row_bytes <= limits.shared_memory_bytes * 15 // 16:  # the rest is for the reductions
-                return tiling
-    return SharedTiling(32, 16, 4, 1)
 
 
 def shared_attention_reference(

@@ -6,14 +6,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pbench.kernels.decode_attention import (
-    choose_tiling,
     decode_attention,
     decode_attention_reference,
     decode_attention_triton,
     plan_for,
 )
 from pbench.kernels.decode_plan import DecodeTiling, plan_decode
-from pbench.kernels.launch import FP8, DeviceLimits
+from pbench.kernels.launch import FP8
 
 SMALL_TILES = DecodeTiling(tile_tokens=16, tiles_in_flight=2, num_warps=4, programs_per_sm=1, min_chunk=1)
 
@@ -320,17 +319,6 @@ def test_kernel_is_the_reference_for_any_lengths(
     cache = cache.without(window_starts(cache, window))
     out = run_triton(query, cache, tiling, window=window, soft_cap=soft_cap)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shared_memory_bytes", [100 * 1024, 164 * 1024, 227 * 1024])
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
-@pytest.mark.parametrize("element_bytes", [2, 4])
-def test_the_programs_of_a_multiprocessor_fit_its_memory(shared_memory_bytes, head_dim, element_bytes):
-    tiling = choose_tiling(DeviceLimits(132, shared_memory_bytes), head_dim, element_bytes)
-    token_bytes = 2 * (1 << (head_dim - 1).bit_length()) * element_bytes
-    tiles_bytes = tiling.programs_per_sm * tiling.tiles_in_flight * tiling.tile_tokens * token_bytes
-    assert tiles_bytes <= shared_memory_bytes
-    assert tiling.max_registers * tiling.num_warps * 32 * tiling.programs_per_sm <= 65536
 
 
 @pytest.mark.gpu

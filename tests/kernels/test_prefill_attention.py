@@ -5,14 +5,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pbench.kernels.launch import FP8
+from pbench.kernels.launch import FP8, device_limits
 from pbench.kernels.prefill_attention import (
     PrefillTiling,
-    choose_tiling,
     prefill_attention,
     prefill_attention_reference,
     prefill_attention_triton,
 )
+from pbench.kernels.tiling import Operands
+from pbench.kernels.tuning_table import choose_prefill_tiling
 
 SMALL_TILES = PrefillTiling(tile_rows=16, tile_tokens=16, num_warps=4, tiles_in_flight=2)
 
@@ -299,7 +300,7 @@ def test_kernel_is_right_with_the_tiles_that_the_launcher_chooses(build_cache, d
         device=device,
     )
     query, query_start = random_queries(cache, [70, 90], 4)
-    tiling = choose_tiling(query, cache.kv)
+    tiling = choose_prefill_tiling(device_limits(query), Operands.of(query, cache.kv), 70 * 4 + 90 * 4)
     assert tiling.tile_rows == 128
     out = run_triton(query, query_start, cache, tiling)
     expected = prefill_attention_reference(

@@ -12,14 +12,12 @@ from pbench.kernels.decode_attention import (
     plan_for,
 )
 from pbench.kernels.decode_plan import DecodeTiling, plan_decode
-from pbench.kernels.launch import DeviceLimits
 from pbench.kernels.shared_attention import (
     MAX_LEVELS,
     MAX_TILES,
     TILE_FIELDS,
     SharedRuns,
     SharedTiling,
-    choose_tiling,
     shared_attention_reference,
     shared_attention_triton,
 )
@@ -170,16 +168,6 @@ def test_groups_of_any_size_change_nothing(
     query = random_query(cache, 2 * group, seed)
     out = run_triton(query, cache, runs, TILING._replace(programs_per_sm=programs_per_sm))
     torch.testing.assert_close(out.double(), expected_of(query, cache), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("shared_memory_bytes", [100 * 1024, 164 * 1024, 227 * 1024])
-@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
-@pytest.mark.parametrize("element_bytes", [2, 4])
-def test_a_program_fits_a_multiprocessors_memory(shared_memory_bytes, head_dim, element_bytes):
-    tiling = choose_tiling(DeviceLimits(132, shared_memory_bytes), head_dim, element_bytes)
-    row_bytes = (1 << (head_dim - 1).bit_length()) * element_bytes
-    num_rows = tiling.tile_rows + 2 * tiling.tile_tokens * (tiling.tiles_in_flight + 1)
-    assert num_rows * row_bytes <= shared_memory_bytes
 
 
 @pytest.mark.gpu

@@ -1,0 +1,104 @@
+"""How launches of attention are cut up: the numbers, and rules that fit any GPU.
+
+The rules go by what a multiprocessor's memory holds. Where something faster was measured on a kind of GPU, it stands in
+the table of tuning_table.py.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from pbench.kernels.launch import DeviceLimits, next_power_of_2
+
+# Shared memory of a decode program beside its tiles, for reductions and for the weights on their way to the second
+# product.
+SCRATCH_BYTES = 8 * 1024
+
+
+class DecodeTiling(NamedTuple):
+    """Of decode_attention.py and decode_plan.py."""
+
+    tile_tokens: int
+    tiles_in_flight: int  # loaded ahead of the one being computed
+    num_warps: int
+    programs_per_sm: int
+    min_chunk: int  # units: a chunk is not made shorter, to be worth its own start and merge
+
+    @property
+    def max_registers(self) -> int:
+        """Of a thread, such that so many programs fit a multiprocessor's 65536."""
+        return min(65536 // (self.programs_per_sm * self.num_warps * 32) // 8 * 8, 255)
+
+
+class PrefillTiling(NamedTuple):
+    """Of prefill_attention.py."""
+
+    tile_rows: int  # (query, head of the group) pairs of a program
+    tile_tokens: int
+    num_warps: int
+    tiles_in_flight: int  # loaded ahead of the one being computed
+
+
+class SharedTiling(NamedTuple):
+    """Of shared_attention.py."""
+
+    tile_rows: int  # (member, head of the group) pairs
+    tile_tokens: int
+    num_warps: int
+    tiles_in_flight: int  # loaded ahead of the one being computed
+
+
+Tiling: TypeAlias = DecodeTiling | PrefillTiling | SharedTiling
+
+
+class Operands(NamedTuple):
+    """What of queries and of a pool decides how a launch is best cut up."""
+
+    head_dim: int
+    group: int  # query heads of a KV head
+    query_bytes: int  # of an element
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, query: torch.Tensor, kv: torch.Tensor) -> "Operands":
+        """Of queries ``(num_tokens, num_heads, head_dim)`` over one layer of the pool (kv_layout.py)."""
+        return cls(query.shape[2], query.shape[1] // kv.shape[2], query.element_size(), kv.element_size())
+
+
+def decode_rule(limits: DeviceLimits, operands: Operands) -> DecodeTiling:
+    """As much in flight as a multiprocessor's memory holds."""
+    token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
+    # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
+    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2)):
+        program_bytes = 2 * tile_tokens * token_bytes + SCRATCH_BYTES
+        if program_bytes * programs_per_sm <= limits.shared_memory_bytes:
+            return DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
+    return DecodeTiling(16, 2, 4, 1, 16)
+
+
+def prefill_rule(limits: DeviceLimits, operands: Operands, num_rows: int) -> PrefillTiling:
+    """The largest tiles that fit, of no more rows than the ``num_rows`` that each KV head has."""
+    row_bytes = next_power_of_2(operands.head_dim) * operands.query_bytes
+    # Without tensor cores, which float32 does not use, a large tile only spills registers.
+    max_rows, max_tokens = (32, 32) if operands.query_bytes == 4 else (128, 64)
+    tile_rows = min(next_power_of_2(max(num_rows, 16)), max_rows)
+    budget = limits.shared_memory_bytes * 15 // 16  # the rest is for the reductions
+    for tile_tokens, tiles_in_flight in ((64, 2), (32, 2), (16, 2)):
+        kv_rows = 2 * tile_tokens * (tiles_in_flight + 1)
+        if tile_tokens <= max_tokens and (tile_rows + kv_rows) * row_bytes <= budget:
+            break
+    else:
+        tile_rows, tile_tokens, tiles_in_flight = min(tile_rows, 64), 16, 1
+    num_warps = 8 if tile_rows == 128 else 4
+    return PrefillTiling(tile_rows, tile_tokens, num_warps, tiles_in_flight)
+
+
+def shared_rule(limits: DeviceLimits, operands: Operands) -> SharedTiling:
+    """As many rows as a matrix unit is fast with, if they fit a multiprocessor's memory."""
+    row_bytes = next_power_of_2(operands.head_dim) * operands.query_bytes
+    if operands.query_bytes == 2:  # see prefill_rule
+        for tiling in (SharedTiling(128, 64, 8, 2), SharedTiling(64, 64, 4, 2), SharedTiling(64, 32, 4, 2)):
+            num_rows = tiling.tile_rows + 2 * tiling.tile_tokens * (tiling.tiles_in_flight + 1)
+            if num_rows * row_bytes <= limits.shared_memory_bytes * 15 // 16:
+                return tiling
+    return SharedTiling(32, 16, 4, 1)

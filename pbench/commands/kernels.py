@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from pbench.commands.kernels_tune import tune
 from pbench.errors import UsageError
 
 _KERNELS = ("decode", "ragged", "prefill", "shared", "copy blocks", "rows")
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option(
     "--kernel",
     "kernels",
@@ -33,7 +35,9 @@ _KERNELS = ("decode", "ragged", "prefill", "shared", "copy blocks", "rows")
     metavar="FILE",
     help="Write ceilings, raw samples and the environment; `pbench simulate --ceilings` reads it.",
 )
+@click.pass_context
 def kernels(
+    context: click.Context,
     kernels: tuple[str, ...],
     paging_tax: bool,
     block_size: int,
@@ -49,7 +53,13 @@ def kernels(
     samples counts, with the spread from the 10th to the 90th percentile. Other implementations that can be imported
     (FlashInfer, flash-attn, vLLM's, torch's own) are timed beside ours on the same inputs. Without a GPU the shapes are
     scaled down and the torch references are timed: that shows that the bench works, and nothing else.
+
+    tune: look for faster ways to cut up the launches of attention on this GPU.
     """
+    if context.invoked_subcommand is not None:
+        if any(context.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in context.params):
+            raise UsageError(f"options of `pbench kernels {context.invoked_subcommand}` stand behind its name")
+        return
     import torch
     from rich.console import Console
 
@@ -87,3 +97,6 @@ def kernels(
         environment = host_environment() | {"gpu": gpu_environment(plan.device, None) if is_cuda else None}
         text = json.dumps(document(ceilings, measurements, plan) | {"environment": environment}, indent=1)
         write_out(out, text + "\n")
+
+
+kernels.add_command(tune)

@@ -55,7 +55,7 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
     if inputs.shape.is_prefill:
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
-        shared = None if implementation == OURS_FLAT else _shared_runs(inputs)
+        shared = None if implementation == OURS_FLAT else shared_runs(inputs)
         run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared))
     calls = tuple(partial(run, inputs, index) for index in range(len(inputs.tables)))
     return Case(
@@ -200,11 +200,13 @@ def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[C
         yield partial(case, name, rule)
 
 
-def _shared_runs(inputs: AttentionInputs) -> SharedRuns | None:
+def shared_runs(inputs: AttentionInputs, members_per_tile: int | None = None) -> SharedRuns | None:
     """As an engine finds them, if its cost model says that they pay; the same for all calls."""
     limits = run_limits(inputs.kv, inputs.queries[0].shape[1], inputs.queries[0].element_size())
     if inputs.is_contiguous or limits is None:
         return None
+    if members_per_tile is not None:
+        limits = limits._replace(members_per_tile=members_per_tile)
     num_full_blocks = (inputs.context_lens.cpu().numpy() - 1) // inputs.kv.shape[3]
     runs = find_runs(inputs.tables[0].cpu().numpy(), num_full_blocks, inputs.kv.shape[3], limits)
     if runs is None:

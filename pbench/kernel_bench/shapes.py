@@ -87,6 +87,11 @@ _UNIFORM = (
 _RAGGED = ((256, 512), (128, 1024), (64, 2048), (32, 4096), (16, 8192))  # batch, mean
 _PREFILL = ((1, 2048), (4, 2048), (1, 8192), (1, 32768))
 _SHARED = ((256, 8192, 256), (256, 1024, 256), (64, 1024, 256), (32, 4096, 512))  # batch, shared, own
+_TUNED = {
+    "decode": ("1 x 8192", "8 x 2048", "32 x 1024", "256 x 512", "64 x 4096", "256 of mean 512", "32 of mean 4096"),
+    "prefill": ("1 x 2048", "4 x 2048", "1 x 8192"),
+    "shared": ("256 x (8192 + 256)", "64 x (1024 + 256)", "32 x (4096 + 512)"),
+}
 _TAXED = ((64, 4096), (256, 1024), (8, 32768), (64, 512))
 
 
@@ -110,6 +115,14 @@ def taxed_shapes(size: BenchSize) -> Iterator[AttentionShape]:
     """Decode shapes on which block tables are compared with contiguous extents."""
     for batch, length in _TAXED:
         yield _uniform("decode", batch, length, size)
+
+
+def tuning_shapes(kernel: str, size: BenchSize, seed: int) -> Iterator[AttentionShape]:
+    """The shapes that decide which tiling of "decode" (ragged batches too), "prefill" or "shared" is fastest."""
+    kernels = ("decode", "ragged") if kernel == "decode" else (kernel,)
+    for shape in attention_shapes(size, seed):
+        if shape.kernel in kernels and shape.name in _TUNED[kernel]:
+            yield shape
 
 
 def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:

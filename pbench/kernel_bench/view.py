@@ -7,6 +7,8 @@ from rich.table import Table
 
 from pbench.kernel_bench.bench import Measurement
 from pbench.kernel_bench.ceilings import Ceilings
+from pbench.kernel_bench.search import Outcome
+from pbench.kernels.tiling import Tiling
 from pbench.units import printable
 
 
@@ -61,3 +63,28 @@ def _cells(one: Measurement, ceilings: Ceilings, has_flops: bool, has_tax: bool)
     if has_tax:
         cells.append("" if one.slowdown is None else f"{one.slowdown:.3f}")
     return [*cells, "" if one.error is None else f"{one.error:.1e}"]
+
+
+def print_outcome(kernel: str, outcome: Outcome, console: Console) -> None:
+    """What a search for a faster tiling found: every shape, and what is decided."""
+    table = Table(title=kernel, title_justify="left", show_edge=False, pad_edge=False)
+    table.add_column("shape", no_wrap=True)
+    for title in ("default us", "best us", "gain", "spread"):
+        table.add_column(title, justify="right")
+    for pair in outcome.pairs:
+        default_us, best_us = f"{pair.default.median_us:,.1f}", f"{pair.best.median_us:,.1f}"
+        table.add_row(pair.shape, default_us, best_us, f"{1 - pair.ratio:.1%}", f"{pair.spread:.1%}")
+    table.add_row("all", "", "", f"{outcome.gain:.1%}", f"{outcome.spread:.1%}")
+    console.print()
+    console.print(table)
+    tried = f"{outcome.num_candidates} candidates, {outcome.num_failed} of them unfit"
+    if not outcome.is_complete:
+        tried += "; the time was up before all were tried"
+    verdict = "stays: nothing is faster by more than the spread on the whole, and slower on no shape"
+    if outcome.has_won:
+        verdict = f"-> {_numbers(outcome.best)}"
+    console.print(f"{_numbers(outcome.default)} {verdict} ({tried})", markup=False, soft_wrap=True)
+
+
+def _numbers(tiling: Tiling) -> str:
+    return ", ".join(f"{name} {number}" for name, number in tiling._asdict().items())

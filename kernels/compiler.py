@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["HAS_TRITON", "is_interpreted", "jit", "tl"]
+__all__ = ["HAS_TRITON", "IS_INTERPRETED", "is_interpreted", "jit", "tl"]
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -18,7 +18,7 @@ if HAS_TRITON:
     from triton import language as tl
 else:
     # What the signatures of kernels name; nothing else of Triton is touched before a kernel is launched.
-    tl = SimpleNamespace(constexpr=object, pointer_type=object, tensor=object)
+    tl = SimpleNamespace(constexpr=object, pointer_type=object, tensor=object, tuple=tuple)
 
 
 def jit(
@@ -46,3 +46,7 @@ def jit(
 def is_interpreted() -> bool:
     """Whether Triton interprets kernels, on CPU tensors: ``TRITON_INTERPRET`` was 1 when it was imported."""
     return HAS_TRITON and bool(triton.knobs.runtime.interpret)
+
+
+# For kernels to branch on.
+IS_INTERPRETED = tl.constexpr(is_interpreted()) if HAS_TRITON else False

@@ -24,12 +24,12 @@ import torch
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, plan_decode, row_tiles, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
+from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
     check_contiguous,
     check_dtype,
     check_shape,
     device_limits,
-    next_power_of_2,
     runs_on_triton,
 )
 from pbench.kernels.online_softmax import attend_tile
@@ -123,6 +123,7 @@ def _decode_attention_kernel(
 ) -> None:
     """Grid: (num_programs,)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     NUM_ROW_TILES: tl.constexpr = NUM_ROWS // NUM_KV_HEADS
     program = tl.program_id(0)
     chunk = tl.load(schedule_ptr)
@@ -154,14 +155,13 @@ def _decode_attention_kernel(
         mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
         out_rows = sequence.to(tl.int64) * NUM_HEADS + heads
         if first_tile < end_tile:
-            query_offsets = heads[:, None] * query_stride_head + dims[None, :]
-            query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token
-            query = tl.load(query_row_ptr + query_offsets, mask=mask, other=0.0)
+            query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
+            query = load_query(query_row_ptr, is_row, HEAD_DIM, TILE_DIMS, IS_FP8)
             row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
             key_ptr = kv_ptr + row // NUM_ROW_TILES * head_stride
             top = tl.full([DOT_ROWS], float("-inf"), tl.float32)
             total = tl.zeros([DOT_ROWS], tl.float32)
-            acc = tl.zeros([DOT_ROWS, TILE_DIMS], tl.float32)
+            sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
             first_token = own_start + first_tile * TILE_TOKENS
             next_ids = load_block_ids(row_ptr, first_token, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
             for tile in range(first_tile, end_tile):
@@ -170,12 +170,12 @@ def _decode_attention_kernel(
                 if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
                     next_start = start + TILE_TOKENS
                     next_ids = load_block_ids(row_ptr, next_start, context_len, BLOCK_SIZE, False, TILE_TOKENS)
-                top, total, acc = attend_tile(
+                top, total, sums = attend_tile(
                     query,
                     None,
                     top,
                     total,
-                    acc,
+                    sums,
                     key_ptr,
                     value_offset,
                     block_ids,
@@ -193,7 +193,7 @@ def _decode_attention_kernel(
                     WINDOW,
                     SOFT_CAP,
                 )
-            acc = acc / total[:, None] * value_scale
+            acc = whole(sums, IS_FP8) / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
             if end_tile - first_tile == num_tiles:
                 if HAS_SHARED:
@@ -393,7 +393,7 @@ def decode_attention_triton(
     """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
-    tiling, tile_dims = plan.tiling, next_power_of_2(head_dim)
+    tiling, tile_dims = plan.tiling, tile_dims_of(kv)
     num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
     if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
         raise ValueError(

@@ -78,43 +78,6 @@ def slot_offsets(
     return offsets
 
 
-@jit()
-def load_tile(
-    head_ptr: tl.pointer_type,  # K, or V, of the first slot of block 0 of the head
-    block_ids: tl.tensor,  # of load_block_ids
-    start: tl.tensor,
-    first: tl.tensor,
-    end: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    NUM_KV_HEADS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    IS_CONTIGUOUS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    TILE_DIMS: tl.constexpr,
-    IS_MASKED: tl.constexpr,
-    IS_CUT: tl.constexpr,
-) -> tl.tensor:
-    """K, or V, of the tokens ``start`` .. ``start + TILE_TOKENS``: ``(TILE_TOKENS, TILE_DIMS)``.
-
-    When IS_MASKED, tokens from ``end`` on are zero and their slots are not read; when IS_CUT too, nor those below
-    ``first``.
-    """
-    offsets = slot_offsets(block_ids, start, HEAD_DIM, NUM_KV_HEADS, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-    dims = tl.arange(0, TILE_DIMS)
-    pointers = head_ptr + offsets[:, None] + dims[None, :]
-    if IS_MASKED:
-        tokens = start + tl.arange(0, TILE_TOKENS)
-        is_token = tokens < end
-        if IS_CUT:
-            is_token &= tokens >= first
-        tile = tl.load(pointers, mask=is_token[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
-    elif TILE_DIMS > HEAD_DIM:
-        tile = tl.load(pointers, mask=(dims < HEAD_DIM)[None, :], other=0.0)
-    else:
-        tile = tl.load(pointers)
-    return tile
-
-
 def check_attention(
     query: torch.Tensor,
     kv: torch.Tensor,

@@ -10,16 +10,16 @@ the code.
 """
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.kv_layout import load_tile
+from pbench.kernels.kv_tiles import load_tile, parts_of
 
 
 @jit()
 def attend_tile(
-    query: tl.tensor,  # (ROWS, TILE_DIMS)
+    query: tl.tuple,  # (ROWS, TILE_DIMS) in parts, as acc (kv_tiles.py)
     positions: tl.tensor,  # (ROWS,): the last token that each row sees; None: all rows see the same tokens
     top: tl.tensor,  # (ROWS,) float32: largest score so far, in base 2
     total: tl.tensor,  # (ROWS,) float32: sum of exponentials so far, over 2^top
-    acc: tl.tensor,  # (ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
+    acc: tl.tuple,  # (ROWS, TILE_DIMS) float32: sum of exponentials times V so far, over 2^top
     key_ptr: tl.pointer_type,
     value_offset: tl.tensor,
     block_ids: tl.tensor,
@@ -36,7 +36,7 @@ def attend_tile(
     IS_MASKED: tl.constexpr,
     WINDOW: tl.constexpr,  # tokens that a row sees at most; None: all before it
     SOFT_CAP: tl.constexpr,  # None: scores stay as they are
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+) -> tuple[tl.tensor, tl.tensor, tuple[tl.tensor, ...]]:
     """The rows attend to the tokens ``start`` .. ``start + TILE_TOKENS``.
 
     When IS_MASKED, to those below ``end`` or up to the rows' positions, and with a window to those from ``first`` or
@@ -76,7 +76,11 @@ def attend_tile(
         IS_MASKED,
         IS_CUT,
     )
-    scores = tl.dot(query, tl.trans(key.to(query.dtype)), input_precision="ieee")
+    dtype: tl.constexpr = query[0].dtype
+    keys = parts_of(key, dtype)
+    scores = tl.dot(query[0], tl.trans(keys[0]), input_precision="ieee")
+    if len(keys) == 2:
+        scores = tl.dot(query[1], tl.trans(keys[1]), scores, input_precision="ieee")
     factor = scale_log2
     if SOFT_CAP is not None:
         # tanh(x) = 1 - 2 / (1 + e^(2 x)) with x = score * scale / SOFT_CAP, which is 1 long before 2^64.
@@ -98,5 +102,11 @@ def attend_tile(
     weights = tl.exp2(scores * factor - new_top[:, None])
     decay = tl.exp2(top - new_top)
     total = total * decay + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(query.dtype), value.to(query.dtype), acc * decay[:, None], input_precision="ieee")
+    weights = weights.to(dtype)
+    values = parts_of(value, dtype)
+    first_acc = tl.dot(weights, values[0], acc[0] * decay[:, None], input_precision="ieee")
+    if len(values) == 2:
+        acc = (first_acc, tl.dot(weights, values[1], acc[1] * decay[:, None], input_precision="ieee"))
+    else:
+        acc = (first_acc,)
     return new_top, total, acc

@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
+from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
     ceil_div,
     check_contiguous,
@@ -30,7 +31,6 @@ from pbench.kernels.launch import (
     check_rows,
     check_shape,
     device_limits,
-    next_power_of_2,
     runs_on_triton,
 )
 from pbench.kernels.online_softmax import attend_tile
@@ -99,6 +99,7 @@ def _prefill_attention_kernel(
 ) -> None:
     """Grid: (KV heads, at least as many as there are row tiles of all sequences)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     kv_head = tl.program_id(0)
     # The last rows see the most tokens: started first in all heads, they do not end up running alone.
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -117,8 +118,8 @@ def _prefill_attention_kernel(
     dims = tl.arange(0, TILE_DIMS)
     mask = (queries < query_len)[:, None] & (dims < HEAD_DIM)[None, :]
     tokens = first_query.to(tl.int64) + queries
-    query_offsets = tokens[:, None] * query_stride_token + heads[:, None] * query_stride_head + dims[None, :]
-    query = tl.load(query_ptr + query_offsets, mask=mask, other=0.0)
+    query_row_ptr = query_ptr + tokens * query_stride_token + heads * query_stride_head
+    query = load_query(query_row_ptr, queries < query_len, HEAD_DIM, TILE_DIMS, IS_FP8)
 
     row_ptr = table_ptr + sequence * table_stride
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
@@ -143,18 +144,18 @@ def _prefill_attention_kernel(
 
     top = tl.full([TILE_ROWS], lowest, tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
-    acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
+    sums = zero_parts(TILE_ROWS, TILE_DIMS, IS_FP8)
     next_ids = load_block_ids(row_ptr, full_start, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
     for start in range(full_start, full_end, TILE_TOKENS):
         block_ids = next_ids
         if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
             next_ids = load_block_ids(row_ptr, start + TILE_TOKENS, end, BLOCK_SIZE, False, TILE_TOKENS)
-        top, total, acc = attend_tile(
+        top, total, sums = attend_tile(
             query,
             positions,
             top,
             total,
-            acc,
+            sums,
             key_ptr,
             value_offset,
             block_ids,
@@ -177,12 +178,12 @@ def _prefill_attention_kernel(
         if WINDOW is not None:
             start = tl.where(place < full_end, place - (full_end - full_start), place)
         block_ids = load_block_ids(row_ptr, start, end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-        top, total, acc = attend_tile(
+        top, total, sums = attend_tile(
             query,
             positions,
             top,
             total,
-            acc,
+            sums,
             key_ptr,
             value_offset,
             block_ids,
@@ -200,7 +201,7 @@ def _prefill_attention_kernel(
             WINDOW,
             SOFT_CAP,
         )
-    out = (acc / total[:, None] * value_scale).to(out_ptr.dtype.element_ty)
+    out = (whole(sums, IS_FP8) / total[:, None] * value_scale).to(out_ptr.dtype.element_ty)
     out_rows = tokens * NUM_HEADS + heads
     tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
 
@@ -336,7 +337,7 @@ def prefill_attention_triton(
         IS_CONTIGUOUS=is_contiguous,
         TILE_ROWS=tiling.tile_rows,
         TILE_TOKENS=tiling.tile_tokens,
-        TILE_DIMS=next_power_of_2(head_dim),
+        TILE_DIMS=tile_dims_of(kv),
         TILE_SEQUENCES=TILE_SEQUENCES,
         WINDOW=window,
         SOFT_CAP=soft_cap,

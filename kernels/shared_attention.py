@@ -24,7 +24,8 @@ import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.kv_layout import gather_kv, load_block_ids
-from pbench.kernels.launch import device_limits, next_power_of_2
+from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
+from pbench.kernels.launch import device_limits
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import SharedTiling
 
@@ -76,6 +77,7 @@ def _shared_attention_kernel(
 ) -> None:
     """Grid: any number of programs; each takes every so-manieth (tile, KV head) pair."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     rows = tl.arange(0, TILE_ROWS)
     dims = tl.arange(0, TILE_DIMS)
     num_pairs = tl.load(num_tiles_ptr) * NUM_KV_HEADS
@@ -92,8 +94,8 @@ def _shared_attention_kernel(
         sequences = tl.load(members_ptr + first_member + rows // GROUP, mask=is_row, other=0).to(tl.int64)
         heads = kv_head * GROUP + rows % GROUP
         mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
-        query_offsets = sequences[:, None] * query_stride_token + heads[:, None] * query_stride_head + dims[None, :]
-        query = tl.load(query_ptr + query_offsets, mask=mask, other=0.0)
+        query_row_ptr = query_ptr + sequences * query_stride_token + heads * query_stride_head
+        query = load_query(query_row_ptr, is_row, HEAD_DIM, TILE_DIMS, IS_FP8)
 
         any_member = tl.load(members_ptr + first_member).to(tl.int64)
         row_ptr = table_ptr + any_member * table_stride
@@ -102,17 +104,17 @@ def _shared_attention_kernel(
         full_end = first_token + (end - first_token) // TILE_TOKENS * TILE_TOKENS
         top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
         total = tl.zeros([TILE_ROWS], tl.float32)
-        acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
+        sums = zero_parts(TILE_ROWS, TILE_DIMS, IS_FP8)
         next_ids = load_block_ids(row_ptr, first_token, end, BLOCK_SIZE, False, TILE_TOKENS)
         for start in range(first_token, full_end, TILE_TOKENS):
             block_ids = next_ids  # a tile early, so that K and V never wait for the table
             next_ids = load_block_ids(row_ptr, start + TILE_TOKENS, end, BLOCK_SIZE, False, TILE_TOKENS)
-            top, total, acc = attend_tile(
+            top, total, sums = attend_tile(
                 query,
                 None,
                 top,
                 total,
-                acc,
+                sums,
                 key_ptr,
                 value_offset,
                 block_ids,
@@ -131,12 +133,12 @@ def _shared_attention_kernel(
                 SOFT_CAP,
             )
         if full_end < end:
-            top, total, acc = attend_tile(
+            top, total, sums = attend_tile(
                 query,
                 None,
                 top,
                 total,
-                acc,
+                sums,
                 key_ptr,
                 value_offset,
                 next_ids,
@@ -155,9 +157,8 @@ def _shared_attention_kernel(
                 SOFT_CAP,
             )
         out_rows = (level.to(tl.int64) * num_sequences + sequences) * NUM_HEADS + heads
-        tl.store(
-            partial_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], acc / total[:, None] * value_scale, mask=mask
-        )
+        acc = whole(sums, IS_FP8) / total[:, None] * value_scale
+        tl.store(partial_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=mask)
         tl.store(log_sum_ptr + out_rows, top + tl.log2(total), mask=is_row)
 
 
@@ -238,7 +239,7 @@ def shared_attention_triton(
         BLOCK_SIZE=kv.shape[3],
         TILE_ROWS=tiling.tile_rows,
         TILE_TOKENS=tiling.tile_tokens,
-        TILE_DIMS=next_power_of_2(head_dim),
+        TILE_DIMS=tile_dims_of(kv),
         TILE_FIELDS=TILE_FIELDS,
         SOFT_CAP=soft_cap,
         num_warps=tiling.num_warps,

@@ -1,5 +1,6 @@
 """The attention that the runner injects into the model: one batch of sequences over the pool."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, empty
@@ -28,20 +29,26 @@ class Batch:
 class BatchAttention:
     """Attention of one batch. In each layer the KV of all its tokens is written before any is read."""
 
-    def __init__(self, batch: Batch, pool: Tensor, *, is_contiguous: bool) -> None:
+    def __init__(self, batch: Batch, pool: Tensor, windows: Sequence[int | None], *, is_contiguous: bool) -> None:
         self.batch = batch
         self.pool = pool  # (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
+        self.windows = windows  # of each layer: tokens that a token sees at most; None: all before it
         self.is_contiguous = is_contiguous
         self.scale = pool.shape[-1] ** -0.5
-        self._decode_plan: DecodePlan | None = None  # made in the first layer, for all: lengths are the same in each
+        # Made in the first layer with a window (or none), for all: lengths are the same in each.
+        self._decode_plans: dict[int | None, DecodePlan | None] = {}
 
     def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
         batch, kv, num_decodes = self.batch, self.pool[layer_index], self.batch.num_decodes
+        window = self.windows[layer_index]
         rotary_write_kv(query, key, value, rotation, kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
-            self._decode_plan = self._decode_plan or plan_for(query, kv, batch.context_lens[:num_decodes], batch.shared)
+            if window not in self._decode_plans:
+                shared = batch.shared if window is None else None
+                lens = batch.context_lens[:num_decodes]
+                self._decode_plans[window] = plan_for(query, kv, lens, shared, window)
             decode_attention(
                 query[:num_decodes],
                 kv,
@@ -50,7 +57,8 @@ class BatchAttention:
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
                 out=out[:num_decodes],
-                plan=self._decode_plan,
+                plan=self._decode_plans[window],
+                window=window,
             )
         if batch.query_start is not None:
             prefill_attention(  # after the decodes: where their number is padded, these are what is written last
@@ -61,6 +69,7 @@ class BatchAttention:
                 batch.context_lens[num_decodes:],
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
+                window=window,
                 out=out,
             )
         return out

@@ -90,6 +90,13 @@ class EngineConfig:
             )
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Of each layer, how many tokens a token sees at most, its own included; None: all before it."""
+        windows = map(self.model.window_of, range(self.model.num_layers))
+        # No sequence is longer than the window: it cuts nothing, and what sequences share may be read together.
+        return tuple(None if window is not None and window >= self.max_length else window for window in windows)
+
+    @property
     def slot_bytes(self) -> int:
         """Bytes of one slot: K and V of one token in every layer."""
         return self.model.kv_bytes_per_token(self.dtype if self.kv_dtype == "auto" else self.kv_dtype)

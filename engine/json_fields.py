@@ -43,11 +43,11 @@ class JsonFields:
             raise self._wrong(name, value, "an object")
         return JsonFields(value, f"{self.prefix}{name}.") if value else None
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """Return a whole number of at least 1."""
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """Return a whole number of at least ``least``."""
         value = self._value(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self._wrong(name, value, "a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self._wrong(name, value, f"a whole number of at least {least}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:

@@ -38,6 +38,8 @@ class ModelConfig:
     is_head_tied: bool = False  # the output head is the embedding
     has_qk_norm: bool = False  # RMSNorm over each head's query and key, before the rotary embedding (Qwen3)
     has_attention_bias: bool = False  # on the query, key and value projections alone (Qwen2)
+    sliding_window: int | None = None  # tokens that a token sees at most, its own included; None: all before it
+    full_layers: tuple[int, ...] = ()  # that see everything in spite of it
     eos_token_ids: tuple[int, ...] = ()
     is_kv_shape_only: bool = False
 
@@ -56,6 +58,8 @@ class ModelConfig:
         ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"model {self.name}: {name} is {getattr(self, name)}; it must be above 0")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ConfigError(f"model {self.name}: sliding_window is {self.sliding_window}; it must be above 0")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"model {self.name}: {self.num_heads} heads cannot share {self.num_kv_heads} KV heads evenly"
@@ -72,6 +76,10 @@ class ModelConfig:
     def kv_size(self) -> int:
         """Elements of one token's key (or value) in one layer, over all KV heads."""
         return self.num_kv_heads * self.head_dim
+
+    def window_of(self, layer_index: int) -> int | None:
+        """Tokens that a token sees at most in this layer, its own included; None: all before it."""
+        return None if layer_index in self.full_layers else self.sliding_window
 
     @property
     def num_parameters(self) -> int:
@@ -203,14 +211,17 @@ class _Architecture(NamedTuple):
     has_attention_bias: bool = False
     head_dim: int | None = None  # where config.json is silent; None: hidden_size / num_attention_heads
     is_kv_head_count_optional: bool = False  # as many as query heads where config.json is silent
-    sliding_window: int | None = None  # where config.json is silent; null there means none
+    sliding_window: int | None = None  # where config.json is silent; null there means none; None: there is never one
+    is_window_optional: bool = False  # used only if config.json says so, and only in some layers
 
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"  # of layer_types
 
 ARCHITECTURES = {
     "LlamaForCausalLM": _Architecture(is_kv_head_count_optional=True),
     "MistralForCausalLM": _Architecture(sliding_window=4096),
-    "Qwen2ForCausalLM": _Architecture(has_attention_bias=True),
-    "Qwen3ForCausalLM": _Architecture(has_qk_norm=True, head_dim=128),
+    "Qwen2ForCausalLM": _Architecture(has_attention_bias=True, sliding_window=4096, is_window_optional=True),
+    "Qwen3ForCausalLM": _Architecture(has_qk_norm=True, head_dim=128, sliding_window=4096, is_window_optional=True),
 }
 
 
@@ -261,12 +272,14 @@ def _interpret(fields: JsonFields, name: str, eos_token_ids: tuple[int, ...]) ->
     rope_theta, rope_scaling = read_rope(fields)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
+    num_layers = fields.integer("num_hidden_layers")
+    sliding_window, full_layers = _read_window(fields, architecture, num_layers)
     return ModelConfig(
         name=name,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=fields.integer(
             "num_key_value_heads", num_heads if architecture.is_kv_head_count_optional else None
@@ -279,6 +292,8 @@ def _interpret(fields: JsonFields, name: str, eos_token_ids: tuple[int, ...]) ->
         is_head_tied=fields.boolean("tie_word_embeddings", False),
         has_qk_norm=architecture.has_qk_norm,
         has_attention_bias=architecture.has_attention_bias,
+        sliding_window=sliding_window,
+        full_layers=full_layers,
         eos_token_ids=eos_token_ids,
     )
 
@@ -303,12 +318,37 @@ def _refuse_unsupported(fields: JsonFields, architecture: _Architecture) -> None
         raise ConfigError("attention_bias true is not supported for this architecture")
     if fields.boolean("mlp_bias", False):
         raise ConfigError("mlp_bias true is not supported")
-    window = fields.values.get("sliding_window", architecture.sliding_window)
-    is_window_used = architecture.sliding_window is not None or fields.boolean("use_sliding_window", False)
-    if is_window_used and window is not None:
-        raise ConfigError(f"sliding_window {window}: only full attention in every layer is supported")
-    if others := set(fields.texts("layer_types", ())) - {"full_attention"}:
-        raise ConfigError(f"layer_types {', '.join(sorted(others))}: only full_attention is supported")
+
+
+def _read_window(
+    fields: JsonFields, architecture: _Architecture, num_layers: int
+) -> tuple[int | None, tuple[int, ...]]:
+    """Read the sliding window, and the layers without it, as transformers' classes understand config.json."""
+    kinds = fields.texts("layer_types", ())
+    if others := set(kinds) - {_FULL, _SLIDING}:
+        raise ConfigError(f"layer_types {', '.join(sorted(others))}: supported are {_FULL} and {_SLIDING}")
+    if kinds and len(kinds) != num_layers:
+        raise ConfigError(f"layer_types has {len(kinds)} entries, and num_hidden_layers is {num_layers}")
+    if architecture.sliding_window is None:  # transformers' class would ignore it
+        is_asked_for = fields.boolean("use_sliding_window", False) and fields.values.get("sliding_window") is not None
+        if is_asked_for or _SLIDING in kinds:
+            raise ConfigError(f"sliding_window {fields.values.get('sliding_window')}: this architecture has no window")
+        return None, ()
+    is_used = not architecture.is_window_optional or fields.boolean("use_sliding_window", False)
+    if not is_used or fields.values.get("sliding_window", architecture.sliding_window) is None:
+        if _SLIDING in kinds:
+            raise ConfigError(f"layer_types has {_SLIDING} layers, and no sliding_window is used")
+        return None, ()
+    window = fields.integer("sliding_window", architecture.sliding_window)
+    if not architecture.is_window_optional:
+        if _FULL in kinds:
+            raise ConfigError(f"layer_types has {_FULL} layers; this architecture has its window in every layer")
+        return window, ()
+    if kinds:
+        full_layers = tuple(index for index, kind in enumerate(kinds) if kind == _FULL)
+    else:
+        full_layers = tuple(range(min(fields.integer("max_window_layers", 28, least=0), num_layers)))
+    return (None, ()) if len(full_layers) == num_layers else (window, full_layers)
 
 
 def _generation_eos_token_ids(folder: Path) -> tuple[int, ...]:

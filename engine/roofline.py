@@ -14,6 +14,7 @@ Williams, Waterman, Patterson, "Roofline: an insightful visual performance model
             + 4 * layers * heads * head_dim for each pair of a query and a key that it sees: scores and weighted sum
 
 A token after n others sees n + 1 keys. Prompt chunks are causal: c tokens after s others see c * s + c * (c + 1) / 2.
+Layers with a sliding window read and see no more than it holds; KV and pairs are then the mean of all layers.
 The activations are left out: a step's are small beside its weights and KV, and fused kernels keep them on the chip.
 """
 
@@ -83,6 +84,13 @@ class StepWork:
     num_pairs: int  # of a query and a key that it sees
     num_copied_slots: int
     has_prompts: bool = False  # some sequence computes several tokens
+
+
+def within_window(window: int, start: int, count: int) -> tuple[int, int]:
+    """KV read, in tokens, and pairs, where ``count`` tokens after ``start`` others see ``window`` keys at most."""
+    num_before = min(max(window - start, 0), count)  # tokens that still see everything
+    pairs = num_before * start + num_before * (num_before + 1) // 2 + (count - num_before) * window
+    return min(start + count, window + count - 1), pairs
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Runner:
         )
         self._swapper = Swapper(self.pool, config.num_host_blocks) if config.num_host_blocks else None
         self._batches = Batches(config, self.pool)
+        self._windows = config.windows
         self._chooser = TokenChooser(config.max_running, shape.vocab_size, self.device)
         self._phases: Phases = no_phases
         self._graphs: StepGraphs | None = None
@@ -203,7 +204,7 @@ class Runner:
 
     def _forward(self, layout: Layout) -> Tensor:
         batch = self._batches.batch(layout)
-        attention = BatchAttention(batch, self.pool, is_contiguous=self.is_contiguous)
+        attention = BatchAttention(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
         hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing)
         return hidden

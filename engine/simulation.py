@@ -1,6 +1,7 @@
 """The engine without a model: the same scheduler and memories, steps that take simulated time."""
 
 import math
+from collections import Counter
 from functools import cache
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.paged_memory import PagedMemory
 from pbench.engine.plan import Choice, Sample, StepPlan, placeholder
-from pbench.engine.roofline import Roofline, Speed, StepWork
+from pbench.engine.roofline import Roofline, Speed, StepWork, within_window
 
 # Odd, so that a product keeps every bit of what it mixes: see ``_choose``.
 _TOKEN_FACTOR = 2654435761
@@ -64,6 +65,7 @@ class SimulatedRunner:
     def __init__(self, config: EngineConfig, roofline: Roofline, clock: SimulatedClock) -> None:
         self.weights_bytes = roofline.weights_bytes
         self._vocab_size = config.model.vocab_size
+        self._windows = Counter(config.windows)  # how many layers have each
         self._block_size = config.block_size
         self._block_bytes = config.block_size * config.slot_bytes
         self._roofline = roofline
@@ -98,6 +100,8 @@ class SimulatedRunner:
                 choices += [choose(token_id, start + count, sample) for sample in samples]
         if self._sharing is not None:
             num_context = min(num_context, self._sharing.num_held_slots)
+        if any(self._windows):
+            num_context, num_pairs = self._within_windows(plan, num_context, num_pairs)
         num_copied_slots = len(plan.copies) * self._block_size + sum(num_slots for _, _, num_slots in plan.moves)
         has_prompts = plan.num_decodes < len(plan.sequences)
         work = StepWork(num_tokens, len(choices), num_context, num_pairs, num_copied_slots, has_prompts)
@@ -105,6 +109,18 @@ class SimulatedRunner:
         duration_ns = self._roofline.step_ns(work) + self.time_swap(num_swapped) // 2
         self._last = _Choices(choices, max(self._clock(), self._last.end_ns) + duration_ns, self._clock)
         return self._last
+
+    def _within_windows(self, plan: StepPlan, num_context: int, num_pairs: int) -> tuple[int, int]:
+        """KV read and pairs in the mean of all layers; given are those of a layer that sees everything."""
+        context = pairs = 0
+        for window, num_layers in self._windows.items():
+            seen = [(num_context, num_pairs)]
+            if window is not None:
+                seen = [within_window(window, seq.start, len(seq.token_ids)) for seq in plan.sequences]
+            context += num_layers * sum(one[0] for one in seen)
+            pairs += num_layers * sum(one[1] for one in seen)
+        num_layers = self._windows.total()
+        return round(context / num_layers), round(pairs / num_layers)
 
     def memory_bytes(self) -> dict[str, int]:
         """Nothing is really held."""

@@ -9,9 +9,13 @@ from pbench.engine.roofline import ModelCost
 def step_cost(config: EngineConfig) -> dict[str, int]:
     """The factors of ``pbench.engine.roofline``; empty for a model whose parameters are not known.
 
+    Empty too where a sliding window cuts what is read: the record does not tell how much of each context it left.
+
     ``weights_bytes`` are read once a step. FLOPs: ``token_flops`` for each token computed, ``sample_flops`` for each
     token sampled, ``pair_flops`` for each pair of a query and a key that it sees. What KV costs is ``slot_bytes``.
     """
+    if any(config.windows):
+        return {}
     try:
         cost = ModelCost.of(config.model)
     except ConfigError:

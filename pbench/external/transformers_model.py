@@ -56,6 +56,15 @@ def model_with_random_weights(config: ModelConfig, dtype: torch.dtype, device: t
 def peer_config(config: ModelConfig) -> PretrainedConfig:
     """``config`` as transformers writes it; which family it is of follows from what it has."""
     family = "qwen3" if config.has_qk_norm else "qwen2" if config.has_attention_bias else "llama"
+    window: dict[str, Any] = {}
+    if config.sliding_window is not None:
+        window = {"sliding_window": config.sliding_window}
+        if family == "llama":
+            family = "mistral"
+        else:
+            kinds = ("sliding_attention", "full_attention")
+            layers = range(config.num_layers)
+            window |= {"use_sliding_window": True, "layer_types": [kinds[i in config.full_layers] for i in layers]}
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
     if (scaling := config.rope_scaling) is not None:
         rope |= {"rope_type": scaling.rope_type, "factor": scaling.factor}
@@ -76,6 +85,7 @@ def peer_config(config: ModelConfig) -> PretrainedConfig:
         head_dim=config.head_dim,
         max_position_embeddings=config.max_position_embeddings,
         rope_parameters=rope,
+        **window,
         rms_norm_eps=config.rms_norm_eps,
         tie_word_embeddings=config.is_head_tied,
         # Requests end at their length; a special token outside a small vocabulary would be refused.

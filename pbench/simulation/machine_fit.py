@@ -76,7 +76,7 @@ def fit_machine(folder: Path, prior: Speed) -> MachineFit:
         prior: stands for what the run cannot tell, such as the arithmetic rate where nothing was bound by it.
 
     Raises:
-        UsageError: it is a simulated run, or has too few steps.
+        UsageError: it is a simulated run, has too few steps, or is of a model with a sliding window.
         ResultError: it is not a run folder.
         ConfigError: its model is not known here.
     """
@@ -191,6 +191,11 @@ def _work(engine: "EngineResult", steps: "pd.DataFrame", requests: "pd.DataFrame
     """The work of an engine's steps; without those that swapped, which took the bus, and those that follow idleness."""
     config: dict[str, Any] = dict(engine.config)
     model = load_model_config(config["model"])
+    if model.sliding_window is not None and model.sliding_window < config["max_length"]:
+        raise UsageError(
+            f"--like: model {printable(model.name)} has a sliding window of {model.sliding_window} tokens, and the"
+            " record of a run does not tell how much of each context was read; give a run of another model"
+        )
     roofline = Roofline(EngineConfig(model, max_length=1, dtype=config["dtype"]), Speed(1, 1, 0))
     pairs_per_token = _pairs_per_prompt_token(requests)
     context = steps["token_state"] + steps["shared_saved"]

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from pbench.engine import shared_runs
 from pbench.engine.config import MEMORY_SPECS, EngineConfig
@@ -36,7 +44,7 @@ SHAPE = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "mistral, window", "qwen3, windows"])
 def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Path]:
     torch.manual_seed(0)
     model: PreTrainedModel
@@ -50,9 +58,14 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             "original_max_position_embeddings": 64,
         }
         model = LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))
-    else:
+    elif request.param == "qwen3":
         model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=True))
-    folder = tmp_path_factory.mktemp(request.param)
+    elif request.param == "mistral, window":  # less than a block, a prompt and a chunk
+        model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=11))
+    else:
+        windows = {"use_sliding_window": True, "sliding_window": 19, "max_window_layers": 1}
+        model = Qwen3ForCausalLM(Qwen3Config(**SHAPE, **windows))
+    folder = tmp_path_factory.mktemp("reference")
     model.eval().save_pretrained(folder)
     return model, folder
 
@@ -167,6 +180,36 @@ def test_greedy_tokens_are_those_of_transformers(
         assert sum(step.num_copied_blocks for step in steps) > 0, "parts of blocks were meant to be hit, and copied"
     if variant["memory"] == "paged" and variant.get("is_prefix_cached", True):
         assert sum(step.num_prefix_hit_tokens for step in steps) > 0
+
+
+def test_log_probabilities_are_those_of_transformers(
+    reference: tuple[PreTrainedModel, Path], expected: list[list[int]]
+) -> None:
+    """Of chunked prompts, behind prefixes from the cache, and after preemption."""
+    model, folder = reference
+    slot_bytes = load_model_config(str(folder)).kv_bytes_per_token("float32")
+    engine = make_engine(folder, max_batch_tokens=24, kv_memory_bytes=112 * slot_bytes)
+    requests = make_requests()
+    for request in requests:
+        engine.add_request(dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, logprobs=5)))
+    scored: list[list[tuple[int, float]]] = [[] for _ in requests]
+    num_preempted = num_hits = 0
+    while engine.has_unfinished:
+        step = engine.step()
+        num_preempted += step.record.num_preempted
+        num_hits += step.record.num_prefix_hit_tokens
+        for token in step.tokens:
+            assert token.score is not None
+            scored[token.request_id] += [(one.token_id, one.log_prob) for one in token.score.top]
+    assert num_preempted > 0 < num_hits
+    for request, tokens, candidates in zip(requests, expected, scored, strict=True):
+        sequence = torch.tensor([*request.prompt_token_ids, *tokens])
+        with torch.inference_mode():
+            logits = model(sequence[None]).logits[0, len(request.prompt_token_ids) - 1 : -1]
+        top = logits.log_softmax(-1).topk(5)
+        assert [token_id for token_id, _ in candidates] == top.indices.flatten().tolist()
+        log_probs = torch.tensor([log_prob for _, log_prob in candidates])
+        torch.testing.assert_close(log_probs, top.values.flatten(), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("has_async_steps", [True, False])

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from pbench.engine.config import EngineConfig
 from pbench.engine.errors import ConfigError
 from pbench.engine.model_config import ARCHITECTURES, PRESETS, ModelConfig, load_model_config
 from pbench.engine.rope_scaling import RopeScaling
@@ -311,16 +313,20 @@ def test_a_field_that_cannot_work_is_named_with_its_value(changes: JsonObject, m
         ("Qwen3ForCausalLM", {"attention_bias": True}, "attention_bias true is not supported"),
         (
             "Qwen3ForCausalLM",
-            {"use_sliding_window": True, "sliding_window": 64},
-            "sliding_window 64: only full",
+            {"layer_types": ["full_attention", "chunked_attention"]},
+            "layer_types chunked_attention: supported are full_attention and sliding_attention",
         ),
+        ("Qwen3ForCausalLM", {"layer_types": ["full_attention"]}, "layer_types has 1 entries.*num_hidden_layers is 32"),
+        ("Qwen2ForCausalLM", {"layer_types": ["sliding_attention"] * 32}, "and no sliding_window is used"),
         (
             "Qwen2ForCausalLM",
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types sliding_attention",
+            {"use_sliding_window": True, "max_window_layers": -1},
+            "max_window_layers is -1; it must be a whole number of at least 0",
         ),
-        ("MistralForCausalLM", {"sliding_window": 4096}, "sliding_window 4096: only full attention"),
-        ("MistralForCausalLM", {}, "sliding_window 4096: only full attention"),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 0}, "sliding_window is 0; it must be"),
+        ("MistralForCausalLM", {"layer_types": ["full_attention"] * 32}, "this architecture has its window in every"),
+        ("LlamaForCausalLM", {"use_sliding_window": True, "sliding_window": 64}, "sliding_window 64: this arch"),
+        ("LlamaForCausalLM", {"layer_types": ["sliding_attention"] * 32}, "sliding_window None: this architecture"),
     ],
 )
 def test_variants_that_the_engine_does_not_do_are_refused(
@@ -336,11 +342,51 @@ def test_variants_that_the_engine_does_not_do_are_refused(
         ("Qwen3ForCausalLM", {"use_sliding_window": True, "sliding_window": None}),
         ("Qwen2ForCausalLM", {"use_sliding_window": False, "sliding_window": 4096, "attention_bias": True}),
         ("Qwen2ForCausalLM", {"layer_types": ["full_attention"] * 32}),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True, "max_window_layers": 32}),
         ("MistralForCausalLM", {"sliding_window": None}),
     ],
 )
 def test_a_window_that_is_not_used_is_no_obstacle(name: str, changes: JsonObject, tmp_path: Path) -> None:
-    assert load(tmp_path, architectures=[name], **changes).num_layers == 32
+    config = load(tmp_path, architectures=[name], **changes)
+    assert config.num_layers == 32
+    assert {config.window_of(index) for index in range(32)} == {None}
+
+
+KINDS = ["sliding_attention", "full_attention"] * 16
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "windows"),
+    [
+        ("MistralForCausalLM", {}, [4096] * 32),
+        ("MistralForCausalLM", {"sliding_window": 64, "use_sliding_window": False}, [64] * 32),
+        ("Qwen2ForCausalLM", {"use_sliding_window": True}, [None] * 28 + [4096] * 4),
+        (
+            "Qwen3ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+            [8] * 32,
+        ),
+        (
+            "Qwen3ForCausalLM",
+            {"use_sliding_window": True, "sliding_window": 8, "layer_types": KINDS, "max_window_layers": 2},
+            [8, None] * 16,
+        ),
+    ],
+)
+def test_windows_are_those_of_transformers(
+    name: str, changes: JsonObject, windows: list[int | None], tmp_path: Path
+) -> None:
+    config = load(tmp_path, architectures=[name], **changes)
+    assert [config.window_of(index) for index in range(config.num_layers)] == windows
+    peer = getattr(transformers, name.replace("ForCausalLM", "Config"))(num_hidden_layers=32, **changes)
+    kinds = getattr(peer, "layer_types", None) or ["sliding_attention"] * 32
+    assert [peer.sliding_window if kind == "sliding_attention" else None for kind in kinds] == windows
+
+
+def test_a_window_as_wide_as_the_longest_sequence_cuts_nothing() -> None:
+    model = replace(PRESETS["tiny"], sliding_window=64, full_layers=(1,))
+    assert EngineConfig(model, max_length=65).windows == (64, None)
+    assert EngineConfig(model, max_length=64).windows == (None, None)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", "\x80", "[" * 100_000])
@@ -358,7 +404,8 @@ JSON_VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-FIELDS = [*LLAMA, "head_dim", "rope_parameters", "layer_types", "sliding_window", "use_sliding_window"]
+WINDOW_FIELDS = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
+FIELDS = [*LLAMA, "head_dim", "rope_parameters", *WINDOW_FIELDS]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -387,6 +434,7 @@ def test_any_config_json_gives_a_model_or_a_config_error(
         (lambda: RopeScaling("linear", float("nan")), "rope scaling factor nan is below 1"),
         (lambda: replace(PRESETS["tiny"], vocab_size=0), "model tiny: vocab_size is 0; it must be above 0"),
         (lambda: replace(PRESETS["tiny"], rms_norm_eps=float("nan")), "model tiny: rms_norm_eps is nan"),
+        (lambda: replace(PRESETS["tiny"], sliding_window=0), "model tiny: sliding_window is 0; it must be above 0"),
     ],
 )
 def test_impossible_shapes_are_refused(make: Callable[[], object], message: str) -> None:

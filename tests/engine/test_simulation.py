@@ -19,7 +19,7 @@ from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS
 from pbench.engine.records import RequestRecord, StepRecord, TokenOutput
 from pbench.engine.request import Request, SamplingParams
-from pbench.engine.roofline import ModelCost, Roofline, Speed, StepWork
+from pbench.engine.roofline import ModelCost, Roofline, Speed, StepWork, within_window
 from pbench.engine.simulation import SimulatedClock, simulated_engine
 
 SPEED = Speed(bandwidth_bytes_per_s=4e12, flops_per_s=700e12, overhead_ns=500_000)
@@ -157,6 +157,32 @@ def test_work_in_chunks_sees_as_many_keys_as_in_one() -> None:
         play(engine, [Request(0, [1] * 256, SamplingParams(max_tokens=1))])
         durations.append(clock())
     assert durations[0] == pytest.approx(durations[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("window", [1, 5, 64])
+def test_a_window_bounds_what_every_token_sees(window: int) -> None:
+    for start in (0, 3, 5, 70):
+        for count in (1, 2, 9, 80):
+            seen = [range(max(position + 1 - window, 0), position + 1) for position in range(start, start + count)]
+            expected = len(set().union(*seen)), sum(map(len, seen))
+            assert within_window(window, start, count) == expected
+
+
+def test_a_step_reads_what_its_windows_hold() -> None:
+    """Three quarters of the layers see 256 of a long context: read off the clock with nothing else to pay for."""
+    durations = []
+    for full_layers in (range(32), range(8), range(0)):
+        model = replace(PRESETS["llama-8b"], sliding_window=256, full_layers=tuple(full_layers))
+        config = replace(LLAMA, model=model, max_length=8192)
+        engine, clock = simulated_engine(config, SPEED)
+        engine.add_request(Request(0, [1] * 4000, SamplingParams(max_tokens=2)))
+        engine.step()
+        start_ns = clock()
+        play(engine, [])
+        durations.append(clock() - start_ns)
+    slot_ns = 128 * 1024 / 4e12 * 1e9
+    assert durations[0] - durations[2] == pytest.approx((4001 - 256) * slot_ns, abs=2)
+    assert durations[1] - durations[2] == pytest.approx((4001 - 256) * slot_ns / 4, abs=slot_ns)
 
 
 def test_published_figures_stand_in_for_a_kv_shape_and_others_are_refused() -> None:

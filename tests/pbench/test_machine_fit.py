@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import MistralConfig
 
 from pbench.engine.roofline import Speed
 from pbench.errors import UsageError
@@ -91,6 +92,15 @@ def test_runs_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     run_on(tmp_path / "short", settings_for(short), PRIOR)
     with pytest.raises(UsageError, match="at least 50 are needed"):
         fit_machine(tmp_path / "short", PRIOR)
+
+
+def test_a_run_with_a_sliding_window_is_refused(tmp_path: Path) -> None:
+    MistralConfig(num_hidden_layers=2, sliding_window=300, architectures=["MistralForCausalLM"]).save_pretrained(
+        tmp_path
+    )
+    run_on(tmp_path / "run", settings_for(CHAT, model=str(tmp_path)), PRIOR)
+    with pytest.raises(UsageError, match="has a sliding window of 300 tokens"):
+        fit_machine(tmp_path / "run", PRIOR)
 
 
 def test_a_fit_excludes_what_it_fits() -> None:

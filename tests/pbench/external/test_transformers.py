@@ -124,6 +124,9 @@ def test_a_preset_in_transformers_own_words_is_the_same_model(name: str, tmp_pat
         {"is_head_tied": True, "rope_theta": 5e5, "rope_scaling": RopeScaling("llama3", factor=8.0)},
         {"has_qk_norm": True, "head_dim": 32, "rms_norm_eps": 1e-6},
         {"has_attention_bias": True, "rope_scaling": RopeScaling("linear", factor=2.0)},
+        {"sliding_window": 5},
+        {"has_qk_norm": True, "sliding_window": 4, "full_layers": (1,)},
+        {"has_attention_bias": True, "sliding_window": 4, "full_layers": (0,)},
     ],
 )
 def test_every_family_has_our_weights_and_gives_our_tokens(changes: dict[str, Any]) -> None:

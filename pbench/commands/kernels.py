@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from pbench.commands.kernels_tune import tune
 from pbench.errors import UsageError
 
-_KERNELS = ("decode", "ragged", "prefill", "shared", "copy blocks", "rows")
+_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap", "copy blocks", "rows")
 
 
 @click.group(invoke_without_command=True)

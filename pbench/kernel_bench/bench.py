@@ -25,7 +25,7 @@ from pbench.kernel_bench.shapes import CPU_SIZE, GPU_SIZE, AttentionShape, Bench
 from pbench.kernel_bench.timing import Timing, time_calls
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
-ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared")
+ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
 OTHER_KERNELS = ("copy blocks", "rows")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"

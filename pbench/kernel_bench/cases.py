@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,8 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
         shared = None if implementation == OURS_FLAT else shared_runs(inputs)
-        run = partial(_decode, plan=plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared))
+        plan = plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared, inputs.shape.window)
+        run = partial(_decode, plan=plan)
     calls = tuple(partial(run, inputs, index) for index in range(len(inputs.tables)))
     return Case(
         inputs.shape.kernel,
@@ -74,6 +76,12 @@ def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
 
     Looks at the first and the last sequence; of a prefill, at the last queries of each.
     """
+    options: dict[str, Any] = {
+        "scale": inputs.scale,
+        "is_contiguous": inputs.is_contiguous,
+        "window": inputs.shape.window,
+        "soft_cap": inputs.shape.soft_cap,
+    }
     difference = norm = 0.0
     for sequence in sorted({0, len(inputs.context_lens) - 1}):
         kv, table = inputs.sequence_kv(0, sequence)
@@ -83,13 +91,9 @@ def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
         query = inputs.queries[0][end - count : end].double()
         if inputs.shape.is_prefill:
             start = torch.tensor([0, count], dtype=torch.int32, device=length.device)
-            expected = prefill_attention_reference(
-                query, kv, table, start, length, scale=inputs.scale, is_contiguous=inputs.is_contiguous
-            )
+            expected = prefill_attention_reference(query, kv, table, start, length, **options)
         else:
-            expected = decode_attention_reference(
-                query, kv, table, length, scale=inputs.scale, is_contiguous=inputs.is_contiguous
-            )
+            expected = decode_attention_reference(query, kv, table, length, **options)
         difference += float((out[end - count : end].double() - expected).square().sum())
         norm += float(expected.square().sum())
     return float((difference / norm) ** 0.5)
@@ -225,6 +229,8 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Ten
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
         plan=plan,
+        window=inputs.shape.window,
+        soft_cap=inputs.shape.soft_cap,
     )
 
 
@@ -237,4 +243,6 @@ def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
         inputs.context_lens,
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
+        window=inputs.shape.window,
+        soft_cap=inputs.shape.soft_cap,
     )

@@ -26,8 +26,8 @@ class Peer(NamedTuple):
 
 
 def peers(inputs: AttentionInputs) -> Iterator[Peer]:
-    """Those that can be imported and compute what is asked for."""
-    if not inputs.kv.is_cuda:
+    """Those that can be imported and compute what is asked for; none is asked for a window or a soft cap."""
+    if not inputs.kv.is_cuda or inputs.shape.window is not None or inputs.shape.soft_cap is not None:
         return
     if find_spec("flashinfer"):
         yield Peer("flashinfer", _flashinfer)

@@ -31,11 +31,13 @@ class Heads:
 class AttentionShape:
     """A batch of sequences that one attention kernel serves in one call."""
 
-    kernel: str  # "decode", "ragged", "prefill" or "shared"
+    kernel: str  # "decode", "ragged", "prefill", "shared", "window" or "soft cap"
     name: str
     context_lens: tuple[int, ...]  # tokens, those of the call included
     is_prefill: bool = False  # every token of the context is a query; else the last one is
     num_shared_tokens: int = 0  # at the start of every context, in the same blocks
+    window: int | None = None  # tokens that a query sees at most
+    soft_cap: float | None = None
 
     @property
     def num_queries(self) -> int:
@@ -44,12 +46,21 @@ class AttentionShape:
 
     def flops(self, heads: Heads) -> int:
         """Of scores and weighted sums; a causal prefill counts half its square."""
-        pairs = sum(length * length // 2 if self.is_prefill else length for length in self.context_lens)
+        pairs = 0
+        for length in self.context_lens:
+            seen = length if self.window is None else min(length, self.window)
+            pairs += seen * seen // 2 + (length - seen) * seen if self.is_prefill else seen
         return 4 * heads.num_heads * heads.head_dim * pairs
 
     def num_bytes(self, heads: Heads, element_bytes: int, kv_element_bytes: int) -> int:
-        """The least that must move: every token's KV once, a shared one's once for all, queries and results."""
-        own = sum(length - self.num_shared_tokens for length in self.context_lens)
+        """The least that must move: every token's KV once, a shared one's once for all, queries and results.
+
+        What no query sees is not counted.
+        """
+        seen = self.context_lens
+        if self.window is not None and not self.is_prefill:
+            seen = tuple(min(length, self.window) for length in seen)
+        own = sum(length - self.num_shared_tokens for length in seen)
         num_rows = 2 * self.num_queries * heads.num_heads * heads.head_dim
         return (own + self.num_shared_tokens) * heads.kv_numel * kv_element_bytes + num_rows * element_bytes
 
@@ -87,6 +98,9 @@ _UNIFORM = (
 _RAGGED = ((256, 512), (128, 1024), (64, 2048), (32, 4096), (16, 8192))  # batch, mean
 _PREFILL = ((1, 2048), (4, 2048), (1, 8192), (1, 32768))
 _SHARED = ((256, 8192, 256), (256, 1024, 256), (64, 1024, 256), (32, 4096, 512))  # batch, shared, own
+_WINDOWED = ((8, 32768, 4096, False), (64, 4096, 1024, False), (1, 32768, 4096, True))  # batch, length, window, prefill
+_CAPPED = ((64, 4096, False), (1, 8192, True))  # batch, length, prefill
+_CAP = 50.0  # Gemma 2's
 _TUNED = {
     "decode": ("1 x 8192", "8 x 2048", "32 x 1024", "256 x 512", "64 x 4096", "256 of mean 512", "32 of mean 4096"),
     "prefill": ("1 x 2048", "4 x 2048", "1 x 8192"),
@@ -109,6 +123,13 @@ def attention_shapes(size: BenchSize, seed: int) -> Iterator[AttentionShape]:
         batch, (shared, own) = min(full_batch, size.max_batch), (part // size.length_divisor for part in parts)
         lens = (shared + own,) * batch
         yield AttentionShape("shared", f"{batch} x ({shared} + {own})", lens, num_shared_tokens=shared)
+    for batch, length, full_window, is_prefill in _WINDOWED:
+        shape, window = _uniform("window", batch, length, size), full_window // size.length_divisor
+        name = f"{_kind(is_prefill)} {shape.name} within {window}"
+        yield replace(shape, name=name, is_prefill=is_prefill, window=window)
+    for batch, length, is_prefill in _CAPPED:
+        shape = _uniform("soft cap", batch, length, size)
+        yield replace(shape, name=f"{_kind(is_prefill)} {shape.name}", is_prefill=is_prefill, soft_cap=_CAP)
 
 
 def taxed_shapes(size: BenchSize) -> Iterator[AttentionShape]:
@@ -131,6 +152,10 @@ def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:
     mu = math.log(mean) - RAGGED_SIGMA**2 / 2
     drawn = (round(generator.lognormvariate(mu, RAGGED_SIGMA)) for _ in range(batch))
     return tuple(min(max(length, 1), RAGGED_LONGEST) for length in drawn)
+
+
+def _kind(is_prefill: bool) -> str:
+    return "prefill" if is_prefill else "decode"
 
 
 def _uniform(kernel: str, batch: int, length: int, size: BenchSize) -> AttentionShape:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def test_a_wrong_result_is_seen() -> None:
     out[2, 1] *= 1.01
     assert attention_error(inputs, out) > 1e-3
     assert math.isnan(attention_error(inputs, torch.full_like(out, math.nan)))
+
+
+def test_a_window_bounds_what_counts_as_moved_and_computed() -> None:
+    full = AttentionShape("window", "2", (40, 9))
+    assert replace(full, window=40).flops(HEADS) == full.flops(HEADS)
+    assert replace(full, window=16).flops(HEADS) == full.flops(HEADS) * (16 + 9) // (40 + 9)
+    rows = full.num_bytes(HEADS, 4, 0)
+    assert replace(full, window=16).num_bytes(HEADS, 4, 1) - rows == (16 + 9) * HEADS.kv_numel
+    prefill = replace(full, is_prefill=True, window=16)
+    pairs = sum(min(place, 16) for length in full.context_lens for place in range(length))
+    assert prefill.flops(HEADS) == pytest.approx(4 * HEADS.num_heads * HEADS.head_dim * pairs, rel=0.03)
+    assert prefill.num_bytes(HEADS, 4, 4) == replace(prefill, window=None).num_bytes(HEADS, 4, 4)
 
 
 def test_calls_in_rotation_share_no_block_and_touch_enough() -> None:

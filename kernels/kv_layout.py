@@ -92,8 +92,8 @@ def check_attention(
     Raises:
         ValueError: a shape, dtype, stride or number that the kernels do not take, naming the argument.
     """
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; a query sees itself, so it must be at least 1, or None for no window")
+    if window is not None and not 1 <= window < 2**31:
+        raise ValueError(f"window is {window}; it must be at least 1, the query itself, and below 2^31, or None")
     if soft_cap is not None and not 0 < soft_cap < math.inf:
         raise ValueError(f"soft_cap is {soft_cap}; it must be a finite number above 0, or None for no cap")
     check_num_dims("query", query, 3, "(num_tokens, num_heads, head_dim)")

@@ -349,7 +349,7 @@ def test_launcher_is_right_at_the_sizes_of_a_model(
         ({"query": torch.zeros(5, 64)}, "query has shape"),
         ({"context_lens": torch.zeros(3, dtype=torch.int32)}, "context_lens has shape"),
         ({"out": torch.zeros(4, 4, 16)}, "out has shape"),
-        ({"window": -1}, "window is -1; a query sees itself, so it must be at least 1"),
+        ({"window": -1}, "window is -1; it must be at least 1, the query itself"),
         ({"soft_cap": -2.0}, "soft_cap is -2.0; it must be a finite number above 0"),
         ({"out": torch.zeros(5, 4, 16, dtype=torch.float16)}, "out is float16; expected float32"),
     ],

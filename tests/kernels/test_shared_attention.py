@@ -148,13 +148,14 @@ def test_kernel_is_the_reference_where_sequences_are_members_and_writes_nowhere_
     shared_blocks=st.integers(1, 5),
     own_tokens=st.integers(1, 40),
     group=st.sampled_from([1, 3, 4]),
+    soft_cap=st.none() | st.floats(0.1, 50),
     block_size=st.sampled_from([1, 8, 16, 32]),
     programs_per_sm=st.integers(1, 3),
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_groups_of_any_size_change_nothing(
-    build_cache, device, num_members, shared_blocks, own_tokens, group, block_size, programs_per_sm, seed
+    build_cache, device, num_members, shared_blocks, own_tokens, group, soft_cap, block_size, programs_per_sm, seed
 ):
     shared = shared_blocks * block_size
     lens = [shared + (own_tokens * (i + 1)) % 37 + 1 for i in range(sum(num_members))]
@@ -166,8 +167,8 @@ def test_groups_of_any_size_change_nothing(
     cache = share(cache, tree)
     runs = make_runs(len(lens), tree, 16 // group, device)
     query = random_query(cache, 2 * group, seed)
-    out = run_triton(query, cache, runs, TILING._replace(programs_per_sm=programs_per_sm))
-    torch.testing.assert_close(out.double(), expected_of(query, cache), rtol=1e-5, atol=1e-5)
+    out = run_triton(query, cache, runs, TILING._replace(programs_per_sm=programs_per_sm), soft_cap=soft_cap)
+    torch.testing.assert_close(out.double(), expected_of(query, cache, soft_cap=soft_cap), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -18,6 +18,7 @@ sequence's own tokens begin behind them; whoever completes a row merges what the
 """
 
 import math
+from collections.abc import Hashable
 
 import torch
 
@@ -32,6 +33,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
+from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
 from pbench.kernels.tiling import Operands, SharedTiling
@@ -39,6 +41,7 @@ from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tili
 
 # Numbers that the merge of a row's pieces loads at once.
 MERGE_NUMEL = 8192
+LOG2_E = math.log2(math.e)
 
 
 @jit()
@@ -265,6 +268,10 @@ def _decode_attention_kernel(
         sequence += (row == NUM_ROWS - 1).to(tl.int32)
 
 
+_launch = Launcher(_decode_attention_kernel)
+_CHECKED: set[Hashable] = set()  # layouts of arguments that fit
+
+
 def decode_attention(
     query: torch.Tensor,
     kv: torch.Tensor,
@@ -303,14 +310,18 @@ def decode_attention(
     Raises:
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
-    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-    check_shape("query", query, (table.shape[0], *query.shape[1:]))
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    else:
+    layout = (layout_of(query, kv, table, context_lens, out), is_contiguous, window, soft_cap)
+    if layout not in _CHECKED:
+        check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
+        check_shape("query", query, (table.shape[0], *query.shape[1:]))
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
+        if len(_CHECKED) >= MAX_KEYS:
+            _CHECKED.clear()
+        _CHECKED.add(layout)
     if plan is not None and plan.window != window:
         raise ValueError(f"plan is for window {plan.window} and window is {window}; they must be equal")
     if not runs_on_triton(query):
@@ -340,6 +351,7 @@ def decode_attention(
         key_scale=key_scale,
         value_scale=value_scale,
         soft_cap=soft_cap,
+        layout=layout,
     )
 
 
@@ -389,17 +401,11 @@ def decode_attention_triton(
     key_scale: float = 1.0,
     value_scale: float = 1.0,
     soft_cap: float | None = None,
+    layout: Hashable = None,
 ) -> torch.Tensor:
     """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
-    num_sequences, num_heads, head_dim = query.shape
-    num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
-    tiling, tile_dims = plan.tiling, tile_dims_of(kv)
-    num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
-    if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
-        raise ValueError(
-            f"plan is for {plan.num_sequences} sequences of {plan.num_rows} rows; query has shape {tuple(query.shape)}"
-        )
-    if num_sequences == 0:
+    layout = layout or (layout_of(query, kv, table, context_lens, out), is_contiguous, plan.window, soft_cap)
+    if query.shape[0] == 0:
         return out
     runs = plan.shared
     if runs is not None:
@@ -415,47 +421,54 @@ def decode_attention_triton(
             soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
-    _decode_attention_kernel[(plan.num_programs,)](
-        query,
-        kv,
-        table,
-        context_lens,
-        out,
-        plan.schedule,
-        plan.num_arrived,
-        plan.partial,
-        plan.log_sum,
-        context_lens if runs is None else runs.own_start,
-        context_lens if runs is None else runs.num_levels,
-        plan.shared_partial,
-        plan.shared_log_sum,
-        num_sequences,
-        query.stride(0),
-        query.stride(1),
-        table.stride(0),
-        num_slots,
-        scale * key_scale * math.log2(math.e),
-        value_scale,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=1 if is_contiguous else num_slots,
-        IS_CONTIGUOUS=is_contiguous,
-        HAS_SHARED=runs is not None,
-        NUM_ROWS=num_rows,
-        ROW_UNITS=ROW_UNITS,
-        TILE_ROWS=plan.tile_rows,
-        DOT_ROWS=max(plan.tile_rows, 16),
-        TILE_TOKENS=tiling.tile_tokens,
-        TILE_DIMS=tile_dims,
-        TILE_PIECES=max(MERGE_NUMEL // (plan.tile_rows * tile_dims), 1),
-        WINDOW=plan.window,
-        SOFT_CAP=soft_cap,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.tiles_in_flight + 1,
-        maxnreg=tiling.max_registers,
+    _launch(
+        (layout, plan.key),
+        (query, kv, table, context_lens, out),
+        (scale * key_scale * LOG2_E, float(value_scale)),
+        lambda: _first_launch(query, kv, table, plan, is_contiguous, soft_cap),
+        plan.scratch,
     )
     return out
+
+
+def _first_launch(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    plan: DecodePlan,
+    is_contiguous: bool,
+    soft_cap: float | None,
+) -> Launch:
+    num_sequences, num_heads, head_dim = query.shape
+    num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
+    tiling, tile_dims = plan.tiling, tile_dims_of(kv)
+    num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
+    if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
+        raise ValueError(
+            f"plan is for {plan.num_sequences} sequences of {plan.num_rows} rows; query has shape {tuple(query.shape)}"
+        )
+    options = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": 1 if is_contiguous else num_slots,
+        "IS_CONTIGUOUS": is_contiguous,
+        "HAS_SHARED": plan.shared is not None,
+        "NUM_ROWS": num_rows,
+        "ROW_UNITS": ROW_UNITS,
+        "TILE_ROWS": plan.tile_rows,
+        "DOT_ROWS": max(plan.tile_rows, 16),
+        "TILE_TOKENS": tiling.tile_tokens,
+        "TILE_DIMS": tile_dims,
+        "TILE_PIECES": max(MERGE_NUMEL // (plan.tile_rows * tile_dims), 1),
+        "WINDOW": plan.window,
+        "SOFT_CAP": soft_cap,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.tiles_in_flight + 1,
+        "maxnreg": tiling.max_registers,
+    }
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots)
+    return Launch((plan.num_programs, 1, 1), integers, options)
 
 
 def decode_attention_reference(

@@ -10,12 +10,14 @@ Everything is computed on the device, from the lengths, once for a step: all lay
 same lengths. The launches depend on shapes alone, so one CUDA graph serves all lengths.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import ceil_div, device_limits, next_power_of_2
+from pbench.kernels.launcher import Scratch
 from pbench.kernels.shared_attention import MAX_LEVELS, SharedRuns
 from pbench.kernels.tiling import DecodeTiling
 
@@ -43,6 +45,8 @@ class DecodePlan:
     shared: SharedRuns | None  # that the chunks leave out
     shared_partial: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads, head_dim), or empty without runs
     shared_log_sum: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads), or empty
+    key: Hashable  # equal keys mean launches of equal size, but for what query and kv say
+    scratch: Scratch  # what the attention reads of all this, in the order of its parameters
 
 
 @jit(
@@ -170,6 +174,16 @@ def plan_decode(
     num_rows = num_kv_heads * num_row_tiles
     num_programs = tiling.programs_per_sm * device_limits(context_lens).num_sms
     num_levels = MAX_LEVELS if shared is not None else 0
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    schedule = empty(1 + num_sequences + num_programs, dtype=torch.int32)
+    num_arrived = empty(num_sequences * num_rows, dtype=torch.int32)
+    partial, log_sum = empty(num_programs, 2, tile_rows, head_dim), empty(num_programs, 2, tile_rows)
+    shared_partial = empty(num_levels, num_sequences, num_heads, head_dim)
+    shared_log_sum = empty(num_levels, num_sequences, num_heads)
+    own_start, run_levels = (schedule, schedule) if shared is None else (shared.own_start, shared.num_levels)
     plan = DecodePlan(
         tiling,
         window,
@@ -177,13 +191,15 @@ def plan_decode(
         num_rows,
         tile_rows,
         num_programs,
-        torch.empty(1 + num_sequences + num_programs, dtype=torch.int32, device=device),
-        torch.empty(num_sequences * num_rows, dtype=torch.int32, device=device),
-        torch.empty((num_programs, 2, tile_rows, head_dim), dtype=torch.float32, device=device),
-        torch.empty((num_programs, 2, tile_rows), dtype=torch.float32, device=device),
+        schedule,
+        num_arrived,
+        partial,
+        log_sum,
         shared,
-        torch.empty((num_levels, num_sequences, num_heads, head_dim), dtype=torch.float32, device=device),
-        torch.empty((num_levels, num_sequences, num_heads), dtype=torch.float32, device=device),
+        shared_partial,
+        shared_log_sum,
+        (tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None),
+        Scratch(schedule, num_arrived, partial, log_sum, own_start, run_levels, shared_partial, shared_log_sum),
     )
     if num_sequences:
         _decode_plan_kernel[(num_programs,)](

@@ -16,6 +16,7 @@ is one block, that is slot s itself::
     kv[slots[i] // block_size, 1, :, slots[i] % block_size] = value[i]
 """
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
+from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
 from pbench.kernels.rms_norm import rms_norm_reference
 
 MAX_TILE_NUMEL = 2048  # of the heads that one program treats
@@ -167,6 +169,10 @@ def _rotary_write_kv_kernel(
             _store_halves(kv_pointers, first, second, mask, value_factor, fp8_max, IS_FP8, HALF_DIM)
 
 
+_launch = Launcher(_rotary_write_kv_kernel)
+_CHECKED: set[Hashable] = set()  # layouts of arguments that fit
+
+
 def rotary_write_kv(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -198,6 +204,87 @@ def rotary_write_kv(
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
+    layout = _layout(query, key, value, rotation, kv, slots)
+    if layout not in _CHECKED:
+        _check(query, key, value, rotation, kv, slots)
+        if len(_CHECKED) >= MAX_KEYS:
+            _CHECKED.clear()
+        _CHECKED.add(layout)
+    if runs_on_triton(kv):
+        rotary_write_kv_triton(query, key, value, rotation, kv, slots, key_scale, value_scale, layout)
+    else:
+        rotary_write_kv_reference(query, key, value, rotation, kv, slots, key_scale, value_scale)
+
+
+def rotary_write_kv_triton(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rotation: Rotation,
+    kv: torch.Tensor,
+    slots: torch.Tensor,
+    key_scale: float = 1.0,
+    value_scale: float = 1.0,
+    layout: Hashable = None,
+) -> None:
+    """Launch the kernel on checked arguments (see ``rotary_write_kv``)."""
+    if query.shape[0] == 0:
+        return
+    cos_sin, positions, norms = rotation
+    query_weight, key_weight, eps = norms or (query, query, 0.0)
+    _launch(
+        layout or _layout(query, key, value, rotation, kv, slots),
+        (query, key, value, kv, slots, cos_sin, positions, query_weight, key_weight),
+        (float(eps), 1 / key_scale, 1 / value_scale, FP8_MAX),
+        lambda: _first_launch(query, key, value, kv, has_norm=norms is not None),
+    )
+
+
+def _first_launch(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, *, has_norm: bool
+) -> Launch:
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    tile_dims = next_power_of_2(head_dim // 2)
+    max_heads = MAX_TILE_NUMEL // (2 * tile_dims)
+    tile_heads, tile_kv_heads = (min(next_power_of_2(count), max_heads) for count in (num_heads, num_kv_heads))
+    options = {
+        "HAS_NORM": has_norm,
+        "IS_FP8": kv.dtype is FP8,
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HALF_DIM": head_dim // 2,
+        "TILE_HEADS": tile_heads,
+        "TILE_KV_HEADS": tile_kv_heads,
+        "TILE_DIMS": tile_dims,
+    }
+    strides = [tensor.stride(dim) for tensor in (query, key, value) for dim in (0, 1)]
+    num_tiles = ceil_div(num_heads, tile_heads) + ceil_div(num_kv_heads, tile_kv_heads)
+    return Launch((num_tokens, num_tiles, 1), (*strides, kv.shape[3]), options)
+
+
+def _layout(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rotation: Rotation,
+    kv: torch.Tensor,
+    slots: torch.Tensor,
+) -> Hashable:
+    cos_sin, positions, norms = rotation
+    if norms is None:
+        return layout_of(query, key, value, kv, slots, cos_sin, positions)
+    return layout_of(query, key, value, kv, slots, cos_sin, positions, norms.query_weight, norms.key_weight)
+
+
+def _check(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rotation: Rotation,
+    kv: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
     check_kv(kv)
     num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
     check_num_dims("query", query, 3, "(num_tokens, num_heads, head_dim)")
@@ -225,59 +312,6 @@ def rotary_write_kv(
             check_shape(name, tensor, (head_dim,))
             check_dtype(name, tensor, query.dtype)
             check_contiguous(name, tensor)
-    write = rotary_write_kv_triton if runs_on_triton(kv) else rotary_write_kv_reference
-    write(query, key, value, rotation, kv, slots, key_scale=key_scale, value_scale=value_scale)
-
-
-def rotary_write_kv_triton(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rotation: Rotation,
-    kv: torch.Tensor,
-    slots: torch.Tensor,
-    *,
-    key_scale: float = 1.0,
-    value_scale: float = 1.0,
-) -> None:
-    """Launch the kernel on checked arguments (see ``rotary_write_kv``)."""
-    num_tokens, num_heads, head_dim = query.shape
-    num_kv_heads, norms = key.shape[1], rotation.norms
-    if num_tokens == 0:
-        return
-    tile_dims = next_power_of_2(head_dim // 2)
-    max_heads = MAX_TILE_NUMEL // (2 * tile_dims)
-    tile_heads, tile_kv_heads = (min(next_power_of_2(count), max_heads) for count in (num_heads, num_kv_heads))
-    _rotary_write_kv_kernel[(num_tokens, ceil_div(num_heads, tile_heads) + ceil_div(num_kv_heads, tile_kv_heads))](
-        query,
-        key,
-        value,
-        kv,
-        slots,
-        rotation.cos_sin,
-        rotation.positions,
-        query if norms is None else norms.query_weight,
-        query if norms is None else norms.key_weight,
-        query.stride(0),
-        query.stride(1),
-        key.stride(0),
-        key.stride(1),
-        value.stride(0),
-        value.stride(1),
-        kv.shape[3],
-        0.0 if norms is None else norms.eps,
-        1 / key_scale,
-        1 / value_scale,
-        FP8_MAX,
-        HAS_NORM=norms is not None,
-        IS_FP8=kv.dtype is FP8,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HALF_DIM=head_dim // 2,
-        TILE_HEADS=tile_heads,
-        TILE_KV_HEADS=tile_kv_heads,
-        TILE_DIMS=tile_dims,
-    )
 
 
 def rotary_write_kv_reference(
@@ -287,7 +321,6 @@ def rotary_write_kv_reference(
     rotation: Rotation,
     kv: torch.Tensor,
     slots: torch.Tensor,
-    *,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
 ) -> None:

@@ -1,0 +1,201 @@
+"""Launches that are repeated are the launches that Triton made, argument by argument."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import pbench
+from pbench.kernels import launcher as launcher_module
+from pbench.kernels.compiler import HAS_TRITON
+from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
+from pbench.kernels.launcher import Launch, Launcher, Scratch, layout_of
+
+OPTIONS = {"WIDTH": 8, "IS_WIDE": True, "num_warps": 4}
+
+
+class FakeKernel:
+    """Remembers what goes through Triton, and what goes to a variant that was compiled."""
+
+    arg_names = ("x_ptr", "y_ptr", "scratch_ptr", "stride", "scale", "WIDTH", "IS_WIDE")
+
+    def __init__(self):
+        self.through_triton, self.direct = [], []
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **options):
+            self.through_triton.append((grid, arguments, options))
+            return {grid: lambda *arguments: self.direct.append((grid, arguments))}
+
+        return launch
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(launcher_module, "is_interpreted", lambda: False)
+    return FakeKernel()
+
+
+def test_the_second_launch_of_a_key_goes_straight_to_what_was_compiled(kernel):
+    launch = Launcher(kernel)
+    x, y, scratch = torch.zeros(8), torch.zeros(8), Scratch(torch.zeros(4))
+    first = Launch((3, 2, 1), (5,), OPTIONS)
+    launch("key", (x, y), (0.5,), lambda: first, scratch)
+    launch("key", (y, x), (0.25,), pytest.fail, scratch)
+    assert kernel.through_triton == [((3, 2, 1), (x, y, *scratch.tensors, 5, 0.5), OPTIONS)]
+    assert kernel.direct == [((3, 2, 1), (y.data_ptr(), x.data_ptr(), *scratch.addresses, 5, 0.25, 8, True))]
+
+
+def test_another_key_and_another_alignment_go_through_triton(kernel):
+    kernel.arg_names = kernel.arg_names[:2] + kernel.arg_names[3:]
+    launch = Launcher(kernel)
+    x, y = torch.zeros(16), torch.zeros(16)
+    first = Launch((1, 1, 1), (5,), OPTIONS)
+    for key, tensors in (("a", (x, y)), ("b", (x, y)), ("a", (x[1:], y)), ("a", (x, y[1:])), ("a", (x[4:], y))):
+        launch(key, tensors, (0.5,), lambda: first)
+    assert len(kernel.through_triton) == 4
+    assert len(kernel.direct) == 1, "a step of 16 bytes keeps the alignment"
+
+
+def test_what_refuses_the_first_launch_of_a_key_refuses_every_one(kernel):
+    launch = Launcher(kernel)
+
+    def refuse():
+        raise ValueError("too wide")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="too wide"):
+            launch("key", (torch.zeros(1),), (), refuse)
+    assert not kernel.through_triton
+
+
+def test_keys_are_forgotten_before_they_are_too_many(kernel, monkeypatch):
+    monkeypatch.setattr(launcher_module, "MAX_KEYS", 3)
+    kernel.arg_names = kernel.arg_names[:2] + kernel.arg_names[3:]
+    launch = Launcher(kernel)
+    for key in range(50):
+        launch(key, (torch.zeros(1), torch.zeros(1)), (0.5,), lambda: Launch((1, 1, 1), (5,), OPTIONS))
+    assert len(launch._known) <= 3
+
+
+def test_layouts_differ_where_a_check_could():
+    x = torch.zeros(4, 6)
+    layouts = {layout_of(t, x) for t in (x, x[:3], x.double(), x.mT, x[:, ::2])}
+    assert len(layouts) == 5
+    assert layout_of(x, x) == layout_of(torch.ones(4, 6), x)
+
+
+def test_arguments_that_do_not_fit_are_refused_behind_some_that_do(build_cache):
+    cache = build_cache([5, 9], num_kv_heads=2, head_dim=16, block_size=16, is_contiguous=False)
+    arguments = (cache.kv, cache.table, cache.context_lens)
+    decode_attention(torch.zeros(2, 4, 16), *arguments, scale=1.0)
+    with pytest.raises(ValueError, match="query is float16"):
+        decode_attention(torch.zeros(2, 4, 16, dtype=torch.float16), *arguments, scale=1.0)
+    decode_attention(torch.zeros(2, 4, 16), *arguments, scale=1.0)
+
+
+@pytest.mark.gpu
+def test_repeated_launches_are_right_whatever_is_where(build_cache):
+    plans = {}
+    for seed, (shift, lens) in enumerate([(0, [40, 7]), (0, [3, 90]), (4, [40, 7]), (1, [64, 1]), (4, [8, 8])]):
+        cache = build_cache(
+            lens,
+            num_kv_heads=2,
+            head_dim=64,
+            block_size=16,
+            is_contiguous=False,
+            dtype=torch.float16,
+            device="cuda",
+            seed=seed,
+        )
+        table = torch.zeros(2, 8, dtype=torch.int32, device="cuda")
+        table[:, : cache.table.shape[1]] = cache.table
+        memory = torch.randn(shift + 2 * 8 * 64, dtype=torch.float16, device="cuda")
+        query = memory[shift:].view(2, 8, 64)
+        expected = decode_attention_reference(query.double(), **cache.double(), scale=0.125)
+        plan = plan_for(query, cache.kv, cache.context_lens)
+        plans[plan.key] = plan
+        for _ in range(3):
+            out = torch.full_like(query, float("nan"))
+            decode_attention(query, cache.kv, table, cache.context_lens, scale=0.125, out=out, plan=plan)
+            torch.testing.assert_close(out.double(), expected, rtol=4e-3, atol=4e-3)
+    assert len(plans) == 1
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(pbench.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", __file__], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["decode_attention", "rotary_write_kv"]
+
+
+def without_a_gpu():
+    """A driver that compiles for a Hopper GPU and, where it would launch, notes what it is given."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    launches = []
+    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda _device: 7,
+            get_current_target=lambda: GPUTarget("cuda", 90, 32),
+            launcher_cls=lambda _source, _metadata: lambda *arguments: launches.append(arguments),
+            utils=SimpleNamespace(
+                load_binary=lambda *_: ("module", "function", 32, 0, 1024), get_device_properties=lambda _: properties
+            ),
+        )
+    )
+    return launches
+
+
+def check_twice(launches, call):
+    """The first call goes through Triton, the second does not: what reaches the driver must be the same."""
+    call()
+    call()
+    ours, again = launches
+    launches.clear()
+    assert len(ours) == len(again)
+    for first, second in zip(ours, again, strict=True):
+        if isinstance(first, torch.Tensor):
+            assert first.data_ptr() == second
+        elif type(first).__name__ != "LazyDict":  # made anew for whoever listens to launches
+            assert first == second
+            assert type(first) is type(second)
+
+
+def check_against_triton():
+    from pbench.kernels.decode_attention import _plan, decode_attention_triton
+    from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
+
+    launches = without_a_gpu()
+    dtype = torch.bfloat16
+    kv, packed = torch.zeros(9, 2, 2, 16, 64, dtype=dtype), torch.zeros(3, 12, 64, dtype=dtype)
+    query, key, value = packed.split((8, 2, 2), dim=1)
+    table, lens = torch.zeros(3, 4, dtype=torch.int32), torch.ones(3, dtype=torch.int32)
+    plan, out = _plan(query, kv, lens), torch.empty(3, 8, 64, dtype=dtype)
+    launches.clear()
+    arguments = {"scale": 0.1, "is_contiguous": False, "plan": plan}
+    check_twice(launches, lambda: decode_attention_triton(query, kv, table, lens, out, **arguments))
+    print("decode_attention")
+    norms = HeadNorms(torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype), 1e-6)
+    positions = torch.zeros(3, dtype=torch.int64)
+    for rotation in (Rotation(torch.zeros(9, 2, 32), positions), Rotation(torch.zeros(9, 2, 32), positions, norms)):
+        check_twice(launches, lambda: rotary_write_kv_triton(query, key, value, rotation, kv, positions))  # noqa: B023
+    print("rotary_write_kv")
+
+
+if __name__ == "__main__":
+    check_against_triton()

@@ -70,7 +70,7 @@ def _kernels(path: Path) -> list[KernelFigure]:
                 float(one["share_of_ceiling"]),
             )
             for one in document.get("measurements", ())
-            if one["median_us"] is not None
+            if one["median_us"] is not None and one["share_of_ceiling"] is not None
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--kernels {display_path(path)} has a measurement that cannot be read: {error}") from error

@@ -16,17 +16,18 @@ from pbench.kernel_bench.cases import (
     attention_error,
     choice_cases,
     copy_case,
+    host_cases,
     row_cases,
 )
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.peers import Peer, peers
 from pbench.kernel_bench.shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
-from pbench.kernel_bench.timing import Timing, time_calls
+from pbench.kernel_bench.timing import Timing, time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
 ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
-OTHER_KERNELS = ("copy blocks", "rows")
+OTHER_KERNELS = ("copy blocks", "rows", "host")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"
 
@@ -71,8 +72,10 @@ class Measurement:
     slowdown: float | None = None  # of the paging tax: over contiguous addressing
 
     def share(self, ceilings: Ceilings) -> float | None:
-        """Of what the machine reaches; above 1 where a cache serves what was counted as memory traffic."""
-        return ceilings.least_us(self.num_bytes, self.flops) / self.timing.median_us if self.timing else None
+        """Of what the machine reaches; above 1 where a cache serves what was counted as memory; None of host times."""
+        if self.timing is None or not (self.num_bytes or self.flops):
+            return None
+        return ceilings.least_us(self.num_bytes, self.flops) / self.timing.median_us
 
 
 def measure_ceilings(plan: KernelPlan) -> Ceilings:
@@ -109,6 +112,10 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
         for num_rows in plan.size.num_choices:
             for build in choice_cases(plan.size.vocab_size, num_rows, buffers):
                 yield _measure(build, plan)
+    if "host" in plan.kernels:
+        for case in host_cases(plan.size, plan.block_size, buffers):
+            timing = time_host(case.calls[0], plan.device, plan.num_samples)
+            yield Measurement(case.kernel, case.shape, case.implementation, 0, 0, timing)
 
 
 def measure_paging_tax(plan: KernelPlan) -> Iterator[Measurement]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from pbench.engine.plan import SampleOptions
 from pbench.engine.sampling import NO_OPTIONS, token_rules
 from pbench.engine.shared_runs import find_runs, num_packed, pack_runs, run_limits, unpack_runs
-from pbench.kernel_bench.inputs import AttentionInputs, Buffers
-from pbench.kernel_bench.shapes import BenchSize
+from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
+from pbench.kernel_bench.shapes import AttentionShape, BenchSize, Heads
 from pbench.kernels.choose_tokens import choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
@@ -149,26 +149,44 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
         gate_up = buffers.random(num_tokens, 2 * wide)
         return partial(silu_and_mul, gate_up)
 
-    num_rows = heads.num_heads + 2 * heads.num_kv_heads
-    num_blocks = -(-num_tokens // block_size)
-    angles = torch.rand(num_tokens, heads.head_dim // 2, device=buffers.device)
-    cos_sin = torch.stack((angles.cos(), angles.sin()), dim=1)
-    rotation = Rotation(cos_sin, torch.arange(num_tokens, device=buffers.device))
-    norms = HeadNorms(buffers.random(heads.head_dim), buffers.random(heads.head_dim), EPS)
-
-    def rotate(rotation: Rotation) -> Callable[[], object]:
-        packed = buffers.random(num_tokens, num_rows, heads.head_dim)
-        query, key, value = torch.split(packed, [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
-        kv = buffers.random(num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
-        slots = torch.randperm(num_blocks * block_size)[:num_tokens].to(buffers.device)
-        return partial(rotary_write_kv, query, key, value, rotation, kv, slots)
+    rotation = _rotation(heads, num_tokens, buffers)
+    normed = rotation._replace(norms=HeadNorms(buffers.random(heads.head_dim), buffers.random(heads.head_dim), EPS))
+    rotate = partial(_rotate, heads=heads, block_size=block_size, buffers=buffers)
 
     yield partial(case, "rms norm", 2 * hidden, norm)
     yield partial(case, "add + rms norm", 4 * hidden, add_norm)
     yield partial(case, "silu and mul", 3 * wide, silu)
-    rotated_numel, normed = 2 * num_rows * heads.head_dim, rotation._replace(norms=norms)
+    rotated_numel = 2 * (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
     yield partial(case, "rotary + write kv", rotated_numel, partial(rotate, rotation))
     yield partial(case, "norms + rotary + write kv", rotated_numel, partial(rotate, normed))
+
+
+def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Case]:
+    """What a layer of a decode step calls for its attention; the plan is of the step. For the time of the host."""
+    batch, length = min(32, size.max_batch), 512 // size.length_divisor
+    shape = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
+    inputs = attention_inputs(shape, size.heads, block_size, buffers)
+    query, out = inputs.queries[0], torch.empty_like(inputs.queries[0])
+    decode = partial(_decode, inputs, 0, plan=plan_for(query, inputs.kv, inputs.context_lens), out=out)
+    rotate = _rotate(_rotation(size.heads, batch, buffers), heads=size.heads, block_size=block_size, buffers=buffers)
+    yield Case("host", shape.name, OURS, (decode,), 0, 0)
+    yield Case("host", f"rotary + write kv, {batch} tokens", OURS, (rotate,), 0, 0)
+
+
+def _rotation(heads: Heads, num_tokens: int, buffers: Buffers) -> Rotation:
+    angles = torch.rand(num_tokens, heads.head_dim // 2, device=buffers.device)
+    return Rotation(torch.stack((angles.cos(), angles.sin()), dim=1), torch.arange(num_tokens, device=buffers.device))
+
+
+def _rotate(rotation: Rotation, *, heads: Heads, block_size: int, buffers: Buffers) -> Callable[[], object]:
+    """A call on a packed projection and a pool of its own."""
+    num_tokens = len(rotation.positions)
+    num_blocks = -(-num_tokens // block_size)
+    packed = buffers.random(num_tokens, heads.num_heads + 2 * heads.num_kv_heads, heads.head_dim)
+    query, key, value = torch.split(packed, [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads], dim=1)
+    kv = buffers.random(num_blocks, 2, heads.num_kv_heads, block_size, heads.head_dim)
+    slots = torch.randperm(num_blocks * block_size)[:num_tokens].to(buffers.device)
+    return partial(rotary_write_kv, query, key, value, rotation, kv, slots)
 
 
 CHOICES = {
@@ -220,7 +238,7 @@ def shared_runs(inputs: AttentionInputs, members_per_tile: int | None = None) ->
     return unpack_runs(torch.from_numpy(numbers).to(inputs.kv.device), len(num_full_blocks))
 
 
-def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Tensor:
+def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None, out: Tensor | None = None) -> Tensor:
     return decode_attention(
         inputs.queries[index],
         inputs.kv,
@@ -228,6 +246,7 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Ten
         inputs.context_lens,
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
+        out=out,
         plan=plan,
         window=inputs.shape.window,
         soft_cap=inputs.shape.soft_cap,

@@ -15,6 +15,8 @@ import torch
 # Of one sample. Starting a graph costs microseconds, so a sample is at least so long; and at most, to end one day.
 MIN_SAMPLE_US = 400.0
 MAX_GRAPH_CALLS = 512
+# In a row from the host: fewer than a GPU queues before the host must wait.
+HOST_CALLS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,22 @@ def time_calls(calls: Sequence[Callable[[], object]], device: torch.device, num_
     for call in calls[:2]:  # compiles, loads and allocates whatever only the first calls need
         call()
     return _time_graph(calls, num_samples) if device.type == "cuda" else _time_clock(calls, num_samples)
+
+
+def time_host(call: Callable[[], object], device: torch.device, num_samples: int) -> Timing:
+    """How long the host takes for ``call`` outside a graph: calls in a row, without waiting for the device between."""
+    call()
+    call()
+    num_calls = HOST_CALLS if device.type == "cuda" else 1
+    samples = []
+    for _ in range(num_samples):
+        start_ns = time.perf_counter_ns()
+        for _ in range(num_calls):
+            call()
+        samples.append((time.perf_counter_ns() - start_ns) / 1e3 / num_calls)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return Timing(tuple(samples), num_calls)
 
 
 def _time_clock(calls: Sequence[Callable[[], object]], num_samples: int) -> Timing:

@@ -51,14 +51,12 @@ def _cells(one: Measurement, ceilings: Ceilings, has_flops: bool, has_tax: bool)
     if one.timing is None:
         return [one.implementation, f"failed: {printable(one.failure or '')}"]
     share = one.share(ceilings)
-    assert share is not None, "it was timed"
     rate = one.flops / one.timing.median_us / 1e6 if has_flops else one.num_bytes / one.timing.median_us / 1e3
     cells = [
         one.implementation,
         f"{one.timing.median_us:,.1f}",
         f"{one.timing.spread:.1%}",
-        f"{rate:,.1f}",
-        f"{share:.2f}",
+        *(["", ""] if share is None else [f"{rate:,.1f}", f"{share:.2f}"]),
     ]
     if has_tax:
         cells.append("" if one.slowdown is None else f"{one.slowdown:.3f}")

@@ -11,13 +11,14 @@ import torch
 
 from pbench.__main__ import main
 from pbench.kernel_bench import bench as kernel_bench
+from pbench.kernel_bench import timing as kernel_timing
 from pbench.kernel_bench.bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
 from pbench.kernel_bench.cases import CHOICES, attention_error
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
 from pbench.kernel_bench.peers import Peer
 from pbench.kernel_bench.shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
-from pbench.kernel_bench.timing import Timing
+from pbench.kernel_bench.timing import HOST_CALLS, Timing, time_host
 from pbench.kernels.decode_attention import decode_attention_reference
 
 CPU = torch.device("cpu")
@@ -38,13 +39,16 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
-        "rotary + write kv", "norms + rotary + write kv",
+        "rotary + write kv", "norms + rotary + write kv", "host",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
     for one in measurements:
         assert one["failure"] is None
         assert min(one["samples_us"]) <= one["median_us"] <= max(one["samples_us"])
-        assert one["share_of_ceiling"] > 0
+        if one["kernel"] == "host":
+            assert one["share_of_ceiling"] is None
+        else:
+            assert one["share_of_ceiling"] > 0
         if one["kernel"] in ATTENTION_KERNELS:
             assert one["error"] < 1e-5
         if one["kernel"] == "copy blocks" or one["kernel"].startswith("choose, "):
@@ -191,3 +195,24 @@ def test_a_share_is_of_the_longer_bound() -> None:
     assert Measurement("", "", "", 10, 10**9, timing).share(ceilings) == pytest.approx(0.5)
     assert Measurement("", "", "", 10, 0, None).share(ceilings) is None
     assert timing.spread == pytest.approx((28 - 12) / 20)
+
+
+def test_the_time_of_the_host_does_not_contain_the_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 0
+    queued = 0
+
+    def call() -> None:
+        nonlocal now_ns, queued
+        now_ns += 7000
+        queued += 1
+
+    def synchronize(_device: torch.device) -> None:
+        nonlocal now_ns, queued
+        now_ns += 1000_000 * queued
+        queued = 0
+
+    monkeypatch.setattr(kernel_timing.time, "perf_counter_ns", lambda: now_ns)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    timing = time_host(call, torch.device("cuda"), 4)
+    assert timing.samples_us == (7.0,) * 4
+    assert timing.num_calls == HOST_CALLS

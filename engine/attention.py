@@ -31,29 +31,32 @@ class BatchAttention:
 
     def __init__(self, batch: Batch, pool: Tensor, windows: Sequence[int | None], *, is_contiguous: bool) -> None:
         self.batch = batch
-        self.pool = pool  # (num_layers, num_blocks, 2, num_kv_heads, block_size, head_dim)
         self.windows = windows  # of each layer: tokens that a token sees at most; None: all before it
         self.is_contiguous = is_contiguous
         self.scale = pool.shape[-1] ** -0.5
+        # Views are made once for all layers: each costs the host a microsecond.
+        self._layers = pool.unbind()  # each (num_blocks, 2, num_kv_heads, block_size, head_dim)
+        num_decodes = batch.num_decodes
+        self._decode_table, self._prefill_table = batch.table[:num_decodes], batch.table[num_decodes:]
+        self._decode_lens, self._prefill_lens = batch.context_lens[:num_decodes], batch.context_lens[num_decodes:]
         # Made in the first layer with a window (or none), for all: lengths are the same in each.
         self._decode_plans: dict[int | None, DecodePlan | None] = {}
 
     def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
-        batch, kv, num_decodes = self.batch, self.pool[layer_index], self.batch.num_decodes
+        batch, kv, num_decodes = self.batch, self._layers[layer_index], self.batch.num_decodes
         window = self.windows[layer_index]
         rotary_write_kv(query, key, value, rotation, kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
             if window not in self._decode_plans:
                 shared = batch.shared if window is None else None
-                lens = batch.context_lens[:num_decodes]
-                self._decode_plans[window] = plan_for(query, kv, lens, shared, window)
+                self._decode_plans[window] = plan_for(query, kv, self._decode_lens, shared, window)
             decode_attention(
                 query[:num_decodes],
                 kv,
-                batch.table[:num_decodes],
-                batch.context_lens[:num_decodes],
+                self._decode_table,
+                self._decode_lens,
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
                 out=out[:num_decodes],
@@ -64,9 +67,9 @@ class BatchAttention:
             prefill_attention(  # after the decodes: where their number is padded, these are what is written last
                 query,
                 kv,
-                batch.table[num_decodes:],
+                self._prefill_table,
                 batch.query_start,
-                batch.context_lens[num_decodes:],
+                self._prefill_lens,
                 scale=self.scale,
                 is_contiguous=self.is_contiguous,
                 window=window,

@@ -33,7 +33,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
-from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher, layout_of
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
 from pbench.kernels.tiling import Operands, SharedTiling
@@ -269,7 +269,7 @@ def _decode_attention_kernel(
 
 
 _launch = Launcher(_decode_attention_kernel)
-_CHECKED: set[Hashable] = set()  # layouts of arguments that fit
+_checked = Checked()
 
 
 def decode_attention(
@@ -313,15 +313,13 @@ def decode_attention(
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     layout = (layout_of(query, kv, table, context_lens, out), is_contiguous, window, soft_cap)
-    if layout not in _CHECKED:
+    if layout not in _checked:
         check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
         check_shape("query", query, (table.shape[0], *query.shape[1:]))
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
-        if len(_CHECKED) >= MAX_KEYS:
-            _CHECKED.clear()
-        _CHECKED.add(layout)
+        _checked.add(layout)
     if plan is not None and plan.window != window:
         raise ValueError(f"plan is for window {plan.window} and window is {window}; they must be equal")
     if not runs_on_triton(query):
@@ -409,6 +407,7 @@ def decode_attention_triton(
         return out
     runs = plan.shared
     if runs is not None:
+        _check_plan(plan, query, kv.shape[2])
         shared_attention_triton(
             query,
             kv,
@@ -431,6 +430,15 @@ def decode_attention_triton(
     return out
 
 
+def _check_plan(plan: DecodePlan, query: torch.Tensor, num_kv_heads: int) -> None:
+    num_sequences, num_heads, head_dim = query.shape
+    num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
+    if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
+        raise ValueError(
+            f"plan is for {plan.num_sequences} sequences of {plan.num_rows} rows; query has shape {tuple(query.shape)}"
+        )
+
+
 def _first_launch(
     query: torch.Tensor,
     kv: torch.Tensor,
@@ -442,11 +450,7 @@ def _first_launch(
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, tile_dims_of(kv)
-    num_rows = num_kv_heads * row_tiles(num_heads // num_kv_heads)[1]
-    if (plan.num_sequences, plan.num_rows, plan.partial.shape[-1]) != (num_sequences, num_rows, head_dim):
-        raise ValueError(
-            f"plan is for {plan.num_sequences} sequences of {plan.num_rows} rows; query has shape {tuple(query.shape)}"
-        )
+    _check_plan(plan, query, num_kv_heads)
     options = {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
@@ -454,7 +458,7 @@ def _first_launch(
         "BLOCK_SIZE": 1 if is_contiguous else num_slots,
         "IS_CONTIGUOUS": is_contiguous,
         "HAS_SHARED": plan.shared is not None,
-        "NUM_ROWS": num_rows,
+        "NUM_ROWS": plan.num_rows,
         "ROW_UNITS": ROW_UNITS,
         "TILE_ROWS": plan.tile_rows,
         "DOT_ROWS": max(plan.tile_rows, 16),

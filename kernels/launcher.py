@@ -108,6 +108,16 @@ class Scratch:
         self.addresses = tuple(tensor.data_ptr() for tensor in tensors)
 
 
+class Checked(set[Hashable]):
+    """Layouts of arguments that were found to fit."""
+
+    def add(self, layout: Hashable) -> None:
+        """Remember one; forget all others first when they are too many."""
+        if len(self) >= MAX_KEYS:
+            self.clear()
+        super().add(layout)
+
+
 def layout_of(*tensors: torch.Tensor) -> Hashable:
     """All that checks and compilation look at: dtypes, shapes and strides, and on which device the first lies."""
     return (tensors[0].get_device(), *[(tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors])

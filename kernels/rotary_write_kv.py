@@ -36,7 +36,7 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
-from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher, layout_of
 from pbench.kernels.rms_norm import rms_norm_reference
 
 MAX_TILE_NUMEL = 2048  # of the heads that one program treats
@@ -170,7 +170,7 @@ def _rotary_write_kv_kernel(
 
 
 _launch = Launcher(_rotary_write_kv_kernel)
-_CHECKED: set[Hashable] = set()  # layouts of arguments that fit
+_checked = Checked()
 
 
 def rotary_write_kv(
@@ -205,11 +205,9 @@ def rotary_write_kv(
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
     layout = _layout(query, key, value, rotation, kv, slots)
-    if layout not in _CHECKED:
+    if layout not in _checked:
         _check(query, key, value, rotation, kv, slots)
-        if len(_CHECKED) >= MAX_KEYS:
-            _CHECKED.clear()
-        _CHECKED.add(layout)
+        _checked.add(layout)
     if runs_on_triton(kv):
         rotary_write_kv_triton(query, key, value, rotation, kv, slots, key_scale, value_scale, layout)
     else:

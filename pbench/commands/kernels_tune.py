@@ -95,6 +95,7 @@ def tune(
     device = torch.device("cuda", torch.cuda.current_device())
     shape = Heads(heads, kv_heads, head_dim)
     plan = TuningPlan(device, shape, getattr(torch, dtype), has_fp8=fp8_kv, num_samples=samples, seed=seed)
+    write_out(path, table_text(table))  # what cannot be written is refused before the work
     console = Console(highlight=False)
     torch.manual_seed(seed)
     start, chosen = time.monotonic(), kernels or _KERNELS

@@ -13,7 +13,7 @@ import pbench
 from pbench.kernels import launcher as launcher_module
 from pbench.kernels.compiler import HAS_TRITON
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
-from pbench.kernels.launcher import Launch, Launcher, Scratch, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher, Scratch, layout_of
 
 OPTIONS = {"WIDTH": 8, "IS_WIDE": True, "num_warps": 4}
 
@@ -81,6 +81,11 @@ def test_keys_are_forgotten_before_they_are_too_many(kernel, monkeypatch):
     for key in range(50):
         launch(key, (torch.zeros(1), torch.zeros(1)), (0.5,), lambda: Launch((1, 1, 1), (5,), OPTIONS))
     assert len(launch._known) <= 3
+    checked = Checked()
+    for layout in range(50):
+        checked.add(layout)
+        assert layout in checked
+        assert len(checked) <= 3
 
 
 def test_layouts_differ_where_a_check_could():

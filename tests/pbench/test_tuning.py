@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pbench.__main__ import main
+from pbench.commands import kernels_tune
 from pbench.kernel_bench import trials as trials_module
 from pbench.kernel_bench.cases import attention_error
 from pbench.kernel_bench.neighbours import MIN_REGISTERS, neighbours
@@ -197,6 +198,29 @@ def test_a_broken_table_is_not_overwritten(tmp_path: Path, capsys: pytest.Captur
     assert main(["kernels", "tune", "--out", str(path)]) == 2
     assert "remove the file or name another" in capsys.readouterr().err
     assert path.read_text() == '{"version": 7}'
+
+
+def test_what_won_is_entered_what_did_not_goes_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcomes = {
+        "decode": FakeGpu(bowl).search(),
+        "prefill": FakeGpu(lambda *_: 100.0).search(),
+        "shared": FakeGpu(lambda *_: 100.0).search(),
+    }
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "NVIDIA H200")
+    monkeypatch.setattr(kernels_tune, "_tune", lambda kernel, *_: (Tuned(kernel, (9, 0), OPERANDS), outcomes[kernel]))
+    path = tmp_path / "table.json"
+    old = Entry(SharedTiling(64, 64, 4, 2), "NVIDIA H200", 0.1, 0.01)
+    other = Tuned("shared", (8, 0), OPERANDS)
+    path.write_text(table_text({other: old, Tuned("shared", (9, 0), OPERANDS): old}))
+    assert main(["kernels", "tune", "--out", str(path)]) == 0
+    won = outcomes["decode"]
+    entry = Entry(won.best, "NVIDIA H200", round(won.gain, 4), round(won.spread, 4))
+    assert read_table(path) == {other: old, Tuned("decode", (9, 0), OPERANDS): entry}
+    assert "table.json: 2 tilings" in capsys.readouterr().out
 
 
 def test_options_before_the_name_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@
   const data = JSON.parse(document.getElementById("block-map-data").textContent);
   const [LENGTH, REQUEST, SHARERS, TOKENS, RESERVED, INTERNAL, CACHED] = data.columns.keys();
   const ASPECT = 1.7; // of the whole grid, width to height
+  const GROUND = ["#fffffe", "#171c23"], TEXT = ["#1b2430", "#e6ebf1"]; // in light and in dark
   const FRAMES_PER_S = 12;
   const UNPACK_AFTER_MS = 3000;
 
@@ -39,9 +40,8 @@
       return frame;
     });
     const cells = Math.ceil(engine.num_slots / data.cell_slots);
-    const perRow = Math.max(8, Math.ceil(Math.sqrt(cells * ASPECT) / 8) * 8);
     const canvas = document.getElementById(engine.key);
-    return { engine, frames, canvas, perRow: Math.min(perRow, cells), cells, at: -1, cursor: 0, starts: [] };
+    return { engine, frames, canvas, cells, at: -1, cursor: 0, starts: [], ratio: 0, cell: 0, perRow: 0, image: null };
   }
 
   // The last look at the pool until then; before the first one there was nothing.
@@ -65,123 +65,175 @@
 
   // Colours ----------------------------------------------------------------------------------------------------
 
-  // Neighbouring numbers lie a golden angle apart, in three shades: enough to tell neighbours from each other.
-  const inkOf = (request) => {
-    const lightness = (isDark() ? 0.66 : 0.7) + 0.07 * ((request * 7) % 3 - 1);
-    return `oklch(${lightness.toFixed(2)} 0.125 ${((request * 137.508) % 360).toFixed(1)})`;
-  };
-  const shade = (light, dark) => (isDark() ? dark : light);
+  // A move of the slider must not wait: pictures are pixels, made here and shown at once, and every colour is made once.
+  const HUES = 360, SHADES = 3;
+  const DIMMED = 0.22;
+  const hex = ([light, dark]) => (isDark() ? dark : light);
 
-  function patternOf(context, kind, ratio) {
-    const { shade: [light, dark], pattern } = data.kinds[kind];
-    if (!pattern) return shade(light, dark);
-    const size = Math.round(6 * ratio);
-    const tile = new OffscreenCanvas(size, size);
-    const pen = tile.getContext("2d");
-    pen.fillStyle = shade(light, dark);
-    pen.fillRect(0, 0, size, size);
-    pen.strokeStyle = pen.fillStyle = "rgba(16, 20, 25, 0.5)";
-    pen.lineWidth = ratio;
-    if (pattern === ".") pen.fillRect(size / 3, size / 3, size / 4, size / 4);
-    for (const [shape, from, to] of [["/", size, 0], ["\\", 0, size]]) {
-      if (pattern !== shape && pattern !== "x") continue;
-      for (const shift of [-size, 0, size]) {
-        pen.beginPath();
-        pen.moveTo(shift, from);
-        pen.lineTo(shift + size, to);
-        pen.stroke();
-      }
+  // What a small drawing comes to, pixel by pixel; ``opacity`` of it on the pictures' ground.
+  function pixelsOf(width, height, opacity, draw) {
+    const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    pen.fillStyle = hex(GROUND);
+    pen.fillRect(0, 0, width, height);
+    pen.globalAlpha = opacity;
+    draw(pen);
+    return new Uint32Array(pen.getImageData(0, 0, width, height).data.buffer);
+  }
+
+  const colour = (opacity, css) => pixelsOf(1, 1, opacity, (pen) => {
+    pen.fillStyle = css;
+    pen.fillRect(0, 0, 1, 1);
+  })[0];
+
+  // Neighbouring numbers lie a golden angle apart, in three shades: enough to tell neighbours from each other.
+  const inkIndex = (request) => Math.floor((request * 137.508) % HUES) * SHADES + ((request * 7) % SHADES);
+
+  const inks = (opacity) => pixelsOf(HUES * SHADES, 1, opacity, (pen) => {
+    for (let index = 0; index < HUES * SHADES; index++) {
+      const lightness = (isDark() ? 0.66 : 0.7) + 0.07 * (index % SHADES - 1);
+      pen.fillStyle = `oklch(${lightness.toFixed(2)} 0.125 ${Math.floor(index / SHADES)})`;
+      pen.fillRect(index, 0, 1, 1);
     }
-    return context.createPattern(tile, "repeat");
+  });
+
+  function patternOf({ shade, pattern }, opacity, ratio) {
+    const size = Math.round(6 * ratio);
+    return pixelsOf(size, size, opacity, (pen) => {
+      pen.fillStyle = hex(shade);
+      pen.fillRect(0, 0, size, size);
+      pen.strokeStyle = pen.fillStyle = "rgba(16, 20, 25, 0.5)";
+      pen.lineWidth = ratio;
+      if (pattern === ".") pen.fillRect(size / 3, size / 3, size / 4, size / 4);
+      for (const [shape, from, to] of [["/", size, 0], ["\\", 0, size]]) {
+        if (pattern !== shape && pattern !== "x") continue;
+        for (const shift of [-size, 0, size]) {
+          pen.beginPath();
+          pen.moveTo(shift, from);
+          pen.lineTo(shift + size, to);
+          pen.stroke();
+        }
+      }
+    });
+  }
+
+  const colourSets = new Map(); // by theme and sharpness
+  function coloursOf(ratio) {
+    const key = `${isDark()} ${ratio}`;
+    if (!colourSets.has(key)) {
+      const set = (opacity) => ({
+        inks: inks(opacity),
+        nobody: colour(opacity, hex(["#7a8694", "#8995a3"])),
+        shared: colour(opacity, hex(TEXT)),
+        kinds: Object.fromEntries(Object.entries(data.kinds).map(([name, kind]) => [name, patternOf(kind, opacity, ratio)])),
+      });
+      colourSets.set(key, { bright: set(1), dim: set(DIMMED), ground: colour(1, hex(GROUND)), text: colour(1, hex(TEXT)) });
+    }
+    return colourSets.get(key);
   }
 
   // Drawing ----------------------------------------------------------------------------------------------------
 
-  function measure(picture) {
-    const { canvas } = picture;
+  // Squares of whole pixels, as many to a row as the width holds. Only where the layout may have changed: it is waited for.
+  function fit(picture) {
+    const { canvas, cells } = picture;
     const ratio = Math.min(devicePixelRatio || 1, 2);
-    const cell = canvas.clientWidth / picture.perRow;
-    const height = Math.ceil(picture.cells / picture.perRow) * cell;
-    const size = [Math.round(canvas.clientWidth * ratio), Math.round(height * ratio)];
-    if (canvas.width !== size[0] || canvas.height !== size[1]) {
-      canvas.style.height = `${height}px`;
-      [canvas.width, canvas.height] = size;
-    }
-    return { ratio, cell: cell * ratio };
+    const width = Math.round(canvas.clientWidth * ratio);
+    if (!width || (picture.image?.width === width && picture.ratio === ratio)) return;
+    const wished = Math.min(cells, Math.max(8, Math.sqrt(cells * ASPECT)));
+    const cell = Math.max(1, Math.round(width / wished));
+    const perRow = Math.max(1, Math.min(cells, Math.floor(width / cell)));
+    const height = Math.ceil(cells / perRow) * cell;
+    [canvas.width, canvas.height] = [width, height];
+    const image = new ImageData(width, height);
+    Object.assign(picture, { ratio, cell, perRow, image, pixels: new Uint32Array(image.data.buffer) });
   }
 
   function draw(picture) {
+    const { image, pixels, ratio, cell, perRow } = picture;
+    if (!image) return; // not laid out yet
     const frame = picture.frames[picture.at];
-    const { ratio, cell } = measure(picture);
-    const context = picture.canvas.getContext("2d");
-    const slotsPerRow = picture.perRow * data.cell_slots;
+    const isPaged = Boolean(picture.engine.block_size);
+    const { bright, dim, ground, text } = coloursOf(ratio);
+    const { width } = image;
+    const slotsPerRow = perRow * data.cell_slots;
     const scale = cell / data.cell_slots;
-    const gap = cell >= 5 * ratio ? ratio : cell / 6;
-    const surface = shade("#fffffe", "#171c23");
-    const text = shade("#1b2430", "#e6ebf1");
-    const fills = Object.fromEntries(Object.keys(data.kinds).map((kind) => [kind, patternOf(context, kind, ratio)]));
-    const inks = new Map();
+    const gap = cell >= 4 ? Math.min(Math.round(ratio), Math.floor(cell / 4)) : 0;
+    const patternSize = Math.round(6 * ratio);
     const numSpans = frame[LENGTH].length;
     picture.starts = new Int32Array(numSpans);
 
+    // ``fill`` is a pixel, or a pattern of them.
+    function rectangle(left, top, right, bottom, fill) {
+      for (let y = top; y < bottom; y++) {
+        const begin = y * width;
+        if (typeof fill === "number") {
+          pixels.fill(fill, begin + left, begin + right);
+        } else {
+          const line = (y % patternSize) * patternSize;
+          for (let x = left; x < right; x++) pixels[begin + x] = fill[line + (x % patternSize)];
+        }
+      }
+    }
+
     function paint(from, to, fill) {
-      context.fillStyle = fill;
       for (let slot = from; slot < to;) {
         const row = Math.floor(slot / slotsPerRow);
-        const end = Math.min(to, (row + 1) * slotsPerRow);
-        context.fillRect((slot - row * slotsPerRow) * scale, row * cell, (end - slot) * scale, cell - gap);
+        const first = row * slotsPerRow;
+        const end = Math.min(to, first + slotsPerRow);
+        rectangle(Math.round((slot - first) * scale), row * cell, Math.round((end - first) * scale), (row + 1) * cell - gap, fill);
         slot = end;
       }
     }
 
+    // A disc in the middle of every square: what several share is told by more than its colour.
     function dot(from, to) {
-      context.fillStyle = surface;
+      const radius = (cell - gap) / 5, middle = (cell - gap - 1) / 2;
       for (let slot = from; slot + data.cell_slots / 2 < to; slot += data.cell_slots) {
         const row = Math.floor(slot / slotsPerRow);
-        context.beginPath();
-        context.arc((slot - row * slotsPerRow) * scale + (cell - gap) / 2, row * cell + (cell - gap) / 2, cell / 5.5, 0, 7);
-        context.fill();
+        const left = Math.round((slot - row * slotsPerRow) * scale);
+        for (let y = Math.ceil(middle - radius); y <= middle + radius; y++) {
+          const half = Math.sqrt(radius ** 2 - (y - middle) ** 2);
+          const begin = (row * cell + y) * width + left;
+          pixels.fill(ground, begin + Math.ceil(middle - half), begin + Math.floor(middle + half) + 1);
+        }
       }
-    }
-
-    context.fillStyle = surface;
-    context.fillRect(0, 0, picture.canvas.width, picture.canvas.height);
-    let start = 0;
-    for (let index = 0; index < numSpans; index++) {
-      picture.starts[index] = start;
-      const length = frame[LENGTH][index], request = frame[REQUEST][index];
-      const isShared = frame[SHARERS][index] > 1;
-      context.globalAlpha = marked === null || marked === request ? 1 : 0.22;
-      let position = start;
-      const tokens = frame[TOKENS][index];
-      if (tokens) {
-        if (!inks.has(request)) inks.set(request, request < 0 ? shade("#7a8694", "#8995a3") : inkOf(request));
-        paint(position, position + tokens, isShared ? text : inks.get(request));
-        if (isShared && cell >= 4 * ratio) dot(position, position + tokens);
-        position += tokens;
-      }
-      for (const [column, kind] of [[RESERVED, "reserved"], [INTERNAL, "internal"], [CACHED, "cached"]]) {
-        const count = frame[column][index];
-        if (count) paint(position, position + count, fills[kind]);
-        position += count;
-      }
-      paint(position, start + length, fills.free);
-      start += length;
-      if (!picture.engine.block_size) line(start);
-    }
-    context.globalAlpha = 1;
-    if (picture.engine.block_size) {
-      context.fillStyle = surface;
-      for (let column = 1; column <= picture.perRow; column++) context.fillRect(column * cell - gap, 0, gap, picture.canvas.height);
     }
 
     // The end of an extent.
     function line(slot) {
       const row = Math.floor((slot - 1) / slotsPerRow);
-      context.globalAlpha = 1;
-      context.fillStyle = text;
-      context.fillRect((slot - row * slotsPerRow) * scale - 1.5 * ratio, row * cell, 1.5 * ratio, cell - gap);
+      const right = Math.round((slot - row * slotsPerRow) * scale);
+      rectangle(Math.max(right - Math.round(1.5 * ratio), 0), row * cell, right, (row + 1) * cell - gap, text);
     }
+
+    pixels.fill(ground);
+    let start = 0;
+    for (let index = 0; index < numSpans; index++) {
+      picture.starts[index] = start;
+      const length = frame[LENGTH][index], request = frame[REQUEST][index];
+      const isShared = frame[SHARERS][index] > 1;
+      const colours = marked === null || marked === request ? bright : dim;
+      let position = start;
+      const tokens = frame[TOKENS][index];
+      if (tokens) {
+        const own = request < 0 ? colours.nobody : colours.inks[inkIndex(request)];
+        paint(position, position + tokens, isShared ? colours.shared : own);
+        if (isShared && cell >= 4 * ratio) dot(position, position + tokens);
+        position += tokens;
+      }
+      for (const [column, kind] of [[RESERVED, "reserved"], [INTERNAL, "internal"], [CACHED, "cached"]]) {
+        const count = frame[column][index];
+        if (count) paint(position, position + count, colours.kinds[kind]);
+        position += count;
+      }
+      paint(position, start + length, colours.kinds.free);
+      start += length;
+      if (!isPaged) line(start);
+    }
+    if (isPaged && gap) {
+      for (let column = 1; column <= perRow; column++) rectangle(column * cell - gap, 0, column * cell, image.height, ground);
+    }
+    picture.canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
   function say(picture) {
@@ -229,6 +281,11 @@
   async function start() {
     const pictures = await Promise.all(data.engines.map(pictureOf));
     root.querySelector(".map-controls").hidden = false;
+    const redraw = () => pictures.forEach(draw);
+    const lay = () => {
+      pictures.forEach(fit);
+      redraw();
+    };
 
     function show() {
       const timeNs = data.times_ns[slider.value];
@@ -241,8 +298,6 @@
       }
       redraw();
     }
-
-    const redraw = () => pictures.forEach(draw);
 
     function mark(picture, slot) {
       const index = spanAt(picture, slot);
@@ -264,7 +319,7 @@
     for (const picture of pictures) {
       const { canvas } = picture;
       canvas.addEventListener("pointermove", (event) => {
-        const cell = canvas.clientWidth / picture.perRow;
+        const cell = picture.cell / picture.ratio;
         const column = event.offsetX / cell, row = Math.floor(event.offsetY / cell);
         const slot = Math.floor((row * picture.perRow + column) * data.cell_slots);
         if (column >= 0 && column < picture.perRow && slot >= 0 && slot < picture.engine.num_slots) mark(picture, slot);
@@ -339,8 +394,9 @@
     new ResizeObserver(() => {
       if (root.clientWidth === width) return;
       width = root.clientWidth;
-      redraw();
+      lay();
     }).observe(root);
+    pictures.forEach(fit);
     show();
     root.dataset.drawn = "fresh";
   }

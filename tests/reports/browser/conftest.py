@@ -21,6 +21,20 @@ ARGUMENTS = (
     "--disable-sync",
 )
 TIMEOUT_S = 60.0
+# As a hand does; the time ends with the task after the next frame, when all that the move changed is on the screen.
+MOVE_SLIDER = """async (position) => {
+  const slider = document.getElementById("map-time");
+  const begin = performance.now();
+  slider.value = position;
+  slider.dispatchEvent(new Event("input"));
+  await new Promise(requestAnimationFrame);
+  await new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = resolve;
+    port2.postMessage(0);
+  });
+  return performance.now() - begin;
+}"""
 
 
 class Tab:
@@ -79,6 +93,15 @@ class Tab:
         """Scroll to a chart, or to the block map, and wait until it is drawn."""
         self.evaluate(f"document.getElementById('{element_id}').scrollIntoView()")
         self.wait(f"document.getElementById('{element_id}').dataset.drawn === 'fresh'")
+
+    def move_slider(self, position: int) -> float:
+        """Move the block map's slider; milliseconds until the window shows it."""
+        milliseconds: float = self.page.evaluate(MOVE_SLIDER, position)
+        return milliseconds
+
+    def slow_down(self, factor: float) -> None:
+        """Let the page have so much less of the processor."""
+        self._context.new_cdp_session(self.page).send("Emulation.setCPUThrottlingRate", {"rate": factor})
 
     def resize(self, width: int, height: int = 900) -> None:
         self.page.set_viewport_size({"width": width, "height": height})

@@ -1,14 +1,11 @@
-"""The page about a long run in a browser: it comes at once, and the slider follows the hand."""
+"""The page about a long run in a browser: it comes at once, and the slider follows the hand on slower machines too."""
 
 from collections.abc import Callable
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-MOVE = (
-    "(() => {{ const slider = document.getElementById('map-time'); const begin = performance.now();"
-    " slider.value = {}; slider.dispatchEvent(new Event('input')); return performance.now() - begin; }})()"
-)
+SLOWER = 4  # the readers' machines, than this one
 
 
 def test_it_paints_within_two_seconds_and_the_slider_moves_within_a_tenth(
@@ -18,6 +15,7 @@ def test_it_paints_within_two_seconds_and_the_slider_moves_within_a_tenth(
     tab.wait("performance.getEntriesByName('first-contentful-paint').length")
     assert tab.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") < 2000
     tab.show("block-map")
-    # The quicker moves: what others do on this machine is not the page's.
-    assert quantiles((tab.evaluate(MOVE.format(position)) for position in range(1, 41)), n=4)[0] < 100
+    tab.slow_down(SLOWER)
+    # Nine moves of ten, shown and not only computed: what others do on this machine is not the page's.
+    assert quantiles((tab.move_slider(position) for position in range(1, 61)), n=10)[-1] < 100
     assert tab.complaints() == []

@@ -1,12 +1,14 @@
 """The checks of a run's validity: what a careful reader would verify before believing the figures."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pbench.reports.palette import KINDS
 from pbench.reports.quantity import EQUAL_RATIO, format_number, format_quantity
 from pbench.reports.subjects import Subject, floats
+from pbench.reports.text import shorten
 from pbench.reports.verdict import has_same_workload
 from pbench.results import OUTCOMES, Check
 
@@ -19,8 +21,35 @@ _HARDWARE_SLOWDOWNS = {
     0x80: "power brake",
 }
 
+_NAME_CHARS = 60
+_MAX_NAMES = 4  # of checks that did not pass, beside the verdict
+_WORDS = {"fail": "Failed", "warn": "Caution", "unknown": "Not known"}
 _MAX_DETAILS = 3  # engines of which a check of many says what was seen
 _LONGEST_SAMPLING_GAP_S = 2.0
+
+
+class Tally(NamedTuple):
+    """How the checks came out, for a glance: the worst outcome, and in words what passed and what did not."""
+
+    outcome: str
+    text: str
+
+
+def tally(checks: Sequence[Check]) -> Tally | None:
+    """Of checks with failures first; None without any."""
+    if not checks:
+        return None
+    num_passed = sum(check.outcome == "pass" for check in checks)
+    if num_passed == len(checks):
+        return Tally("pass", f"All {num_passed} checks passed.")
+    sentences = [f"{num_passed} of {len(checks)} checks passed."]
+    for outcome, word in _WORDS.items():
+        names = [shorten(check.name, _NAME_CHARS) for check in checks if check.outcome == outcome]
+        if len(names) > _MAX_NAMES:
+            names[_MAX_NAMES:] = [f"{len(names) - _MAX_NAMES} more"]
+        if names:
+            sentences.append(f"{word}: {', '.join(names)}.")
+    return Tally(checks[0].outcome, " ".join(sentences))
 
 
 def run_checks(subjects: Sequence[Subject]) -> list[Check]:

@@ -63,7 +63,10 @@ def describe(key: str, value: object) -> str:
     if isinstance(value, int | float):
         if key.endswith("_bytes"):
             return f"{format_quantity(value, 'bytes')} ({format_number(value)} bytes)"
-        return str(value) if key == "seed" else format_number(value, significant_digits=6)
+        if key == "seed":
+            return str(value)
+        digits = format_number(value, significant_digits=6)
+        return digits.rstrip("0").rstrip(".") if "." in digits and "e" not in digits else digits
     return str(value)
 
 

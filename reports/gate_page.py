@@ -6,8 +6,9 @@ from typing import Any, TextIO
 from pbench.gate.throughput_result import FAIL, PASS, Revision, ThroughputResult, WorkloadResult
 from pbench.reports.charts.pairs import forest_panel, pairs_panel
 from pbench.reports.charts.panel import Panel
+from pbench.reports.checks import Tally, tally
 from pbench.reports.details import Fact, command_line, facts
-from pbench.reports.quantity import TIMES, format_number
+from pbench.reports.quantity import TIMES, format_moment, format_number
 from pbench.reports.report import render_template
 from pbench.reports.verdict import Verdict
 from pbench.results import OUTCOMES, Check
@@ -34,6 +35,7 @@ class GatePage:
     overline: tuple[str, ...]
     verdict: Verdict
     checks: tuple[Check, ...]
+    tally: Tally | None
     panels: tuple[Panel, ...]
     rules: tuple[Fact, ...]  # how it was judged, declared before the first run
     differences: tuple[Difference, ...]
@@ -56,6 +58,7 @@ def build_gate_page(result: ThroughputResult) -> GatePage:
     """Work out everything that is shown of a gate's result."""
     gpu, cpu = (result.environment.get(name) for name in ("gpu", "cpu"))
     device = gpu.get("name") if isinstance(gpu, dict) else cpu.get("model") if isinstance(cpu, dict) else None
+    checks = _checks(result)
     rules = {
         "loss that fails": f"{result.delta:.1%}",
         "chance of a false failure, at most": f"{result.alpha:.1%}",
@@ -63,11 +66,10 @@ def build_gate_page(result: ThroughputResult) -> GatePage:
     }
     return GatePage(
         title=f"{result.head.name} against {result.base.name}",
-        overline=tuple(
-            str(part) for part in ("throughput gate", device, result.created_at[:16].replace("T", " ")) if part
-        ),
+        overline=tuple(str(part) for part in ("throughput gate", device, format_moment(result.created_at)) if part),
         verdict=_verdict(result),
-        checks=tuple(_checks(result)),
+        checks=tuple(checks),
+        tally=tally(checks),
         panels=(forest_panel(result), pairs_panel(result)),
         rules=tuple(facts(rules) + [Fact(f"left out: {name}", rule) for name, rule in result.discard_rules.items()]),
         differences=tuple(

@@ -1,8 +1,7 @@
 """The page: everything that the template shows, in its order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pbench.reports.block_map import block_map_panel
@@ -23,10 +22,12 @@ from pbench.reports.charts.sharing import sharing_panel
 from pbench.reports.charts.steps import steps_panel
 from pbench.reports.charts.timeline import timeline_panel
 from pbench.reports.charts.workload import workload_panel
-from pbench.reports.checks import run_checks
+from pbench.reports.checks import Tally, run_checks, tally
 from pbench.reports.details import Difference, Fact, command_line, config_differences, facts, workload_facts
 from pbench.reports.embedding import ATTACHED_BYTES_LIMIT, Attachment, attachments
 from pbench.reports.glossary import GLOSSARY, Term
+from pbench.reports.palette import ink
+from pbench.reports.quantity import format_moment
 from pbench.reports.roofline import NOTHING_KNOWN, Bench
 from pbench.reports.subjects import Subject, load_subjects
 from pbench.reports.summary import MetricRow, cards, metric_rows
@@ -61,10 +62,12 @@ class Page:
     num_drawn: int  # of them, shown in every chart; the figures are there for all
     baseline_key: str | None  # of the subject that the others are compared with
     checks: tuple[Check, ...]
+    tally: Tally | None  # of the checks, beside the verdict; None without any
     cards: tuple[MetricRow, ...]
     metrics: tuple[MetricRow, ...]
     panels: tuple[Panel, ...]
     runs: tuple[RunDetails, ...]
+    workloads: tuple[RunDetails, ...]  # of these, one of each workload
     differences: tuple[Difference, ...]
     attachments: tuple[Attachment, ...]
     terms: tuple[Term, ...]
@@ -80,15 +83,16 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
         ResultError: a run folder cannot be read.
 
     """
-    subjects = load_subjects(runs)
+    subjects = _inked(load_subjects(runs))
     results = [run.result for run in runs]
     sweeps = find_sweeps(subjects)
     pair = comparable_pair(subjects) if not sweeps else None  # pools of many sizes have no one baseline
     drawn = _drawn_in_detail(subjects)
+    checks = run_checks(subjects)
+    details = tuple(map(_details, results))
     panels = tuple(
         panel
         for panel in (
-            capacity_panel(sweeps),
             memory_panel(drawn),
             progress_panel(drawn),
             account_panel(drawn),
@@ -104,7 +108,7 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
             roofline_panel(drawn, bench),
             device_panel(drawn),
             repeats_panel(drawn),
-            comparison_panel(subjects) if not sweeps else None,
+            capacity_panel(sweeps) if sweeps else comparison_panel(subjects),
             workload_panel(drawn),
         )
         if panel is not None
@@ -117,11 +121,13 @@ def build_page(runs: Sequence[Run], bench: Bench = NOTHING_KNOWN, *, carries_raw
         subjects=tuple(subjects),
         num_drawn=len(drawn),
         baseline_key=pair.baseline.key if pair and pair.baseline else None,
-        checks=tuple(run_checks(subjects)),
+        checks=tuple(checks),
+        tally=tally(checks),
         cards=tuple(cards(subjects if not sweeps else drawn, pair)),
         metrics=tuple(metric_rows(subjects, pair)),
         panels=panels,
-        runs=tuple(map(_details, results)),
+        runs=details,
+        workloads=tuple({one.workload: one for one in reversed(details)}.values())[::-1],
         differences=tuple(config_differences(subjects)),
         attachments=tuple(attachments(runs, ATTACHED_BYTES_LIMIT if carries_raw else 0)),
         terms=GLOSSARY,
@@ -145,6 +151,14 @@ def _drawn_in_detail(subjects: Sequence[Subject]) -> list[Subject]:
     return [subject for subject in subjects if subject.run.run_id in chosen][:_MAX_DRAWN]
 
 
+def _inked(subjects: Sequence[Subject]) -> list[Subject]:
+    """Inks in order, first to those that are drawn together: no two of these look alike."""
+    drawn = {subject.key for subject in _drawn_in_detail(subjects)}
+    order = sorted(subjects, key=lambda subject: subject.key not in drawn)  # stable
+    inks = {subject.key: ink(index) for index, subject in enumerate(order)}
+    return [replace(subject, ink=inks[subject.key]) for subject in subjects]
+
+
 def _align_time_axes(panels: Sequence[Panel], subjects: Sequence[Subject]) -> None:
     """Let every chart over time reach from 0 to the end of the longest engine: equal lengths are equal times."""
     ends_ns = [int(subject.giving["end_ns"].iloc[-1]) for subject in subjects if len(subject.giving)]
@@ -156,7 +170,7 @@ def _align_time_axes(panels: Sequence[Panel], subjects: Sequence[Subject]) -> No
 def _details(result: RunResult) -> RunDetails:
     return RunDetails(
         result,
-        _moment(result.created_at),
+        format_moment(result.created_at),
         command_line(result.command),
         tuple(workload_facts(result.workload)),
         tuple(facts(result.config)),
@@ -176,20 +190,10 @@ def _overline(results: Sequence[RunResult]) -> tuple[str, ...]:
             result.config.get("model"),
             result.config.get("dtype"),
             simulated if simulated.startswith("simulated") else device.get("name") or device.get("model"),
-            _moment(result.created_at),
+            format_moment(result.created_at),
         ]
     return tuple(dict.fromkeys(shorten(str(part), _TITLE_CHARS) for part in parts if part))
 
 
 def _workload_name(result: RunResult) -> str:
     return str(result.workload.get("name") or "unnamed workload")
-
-
-def _moment(created_at: str) -> str:
-    """An ISO 8601 time for people; what is no such time stands as it is."""
-    try:
-        moment = datetime.fromisoformat(created_at)
-    except ValueError:
-        return created_at
-    zone = moment.strftime("%Z") or "local time"
-    return f"{moment.day} {moment:%B %Y, %H:%M} {zone}"

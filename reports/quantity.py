@@ -1,6 +1,7 @@
 """Figures as people read them: unit, sensible digits, and two of them compared."""
 
 import math
+from datetime import datetime
 from typing import NamedTuple
 
 from pbench.results import Metric
@@ -39,6 +40,16 @@ def format_number(value: float, significant_digits: int = 3) -> str:
     if isinstance(value, int) or value == int(value):
         num_decimals = 0
     return f"{value:,.{num_decimals}f}".replace(",", _GROUP)
+
+
+def format_moment(created_at: str) -> str:
+    """An ISO 8601 time for people; what is no such time stands as it is."""
+    try:
+        moment = datetime.fromisoformat(created_at)
+    except ValueError:
+        return created_at
+    zone = moment.strftime("%Z") or "local time"
+    return f"{moment.day} {moment:%B %Y, %H:%M} {zone}"
 
 
 def byte_scale(largest_bytes: float) -> tuple[int, str]:

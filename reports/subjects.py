@@ -1,5 +1,6 @@
 """Subjects: the engines on the page, each with its own rows of its run's tables."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pbench.results import EngineResult, Run, RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_STAMP = re.compile(r"(?P<day>\d{8})T(?P<hour>\d\d)(?P<minute>\d\d)(?P<second>\d\d)Z")  # in a run's id, unless named
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,11 +134,21 @@ def load_subjects(runs: Sequence[Run]) -> list[Subject]:
 
 
 def _short_names(run_ids: Sequence[str]) -> dict[str, str]:
-    """Run ids without the words that all of them begin with: those of a sweep differ in their last word only."""
+    """Run ids without the words that all of them begin with: those of a sweep differ in their last word only.
+
+    Runs that differ in nothing but when they began are told apart by that, as a time of the day where all are of one.
+    """
     words = {run_id: run_id.split("-") for run_id in run_ids}
     columns = zip(*words.values(), strict=False)
     num_common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns)) if len(words) > 1 else 0
-    return {run_id: "-".join(parts[num_common:]) or run_id for run_id, parts in words.items()}
+    rests = {run_id: parts[num_common:] for run_id, parts in words.items()}
+    stamps = {run_id: _STAMP.fullmatch(rest[0]) for run_id, rest in rests.items() if rest}
+    tails = {tuple(rest[1:]) for rest in rests.values()}
+    if len(tails) == 1 and len(stamps) == len(rests) > 1 and all(stamps.values()):
+        is_one_day = len({stamp["day"] for stamp in stamps.values() if stamp}) == 1
+        form = r"\g<hour>:\g<minute>:\g<second>" if is_one_day else r"\g<day> \g<hour>:\g<minute>:\g<second>"
+        return {run_id: stamp.expand(form) for run_id, stamp in stamps.items() if stamp}
+    return {run_id: "-".join(rest) or run_id for run_id, rest in rests.items()}
 
 
 def floats(table: "pd.DataFrame", column: str) -> Floats:

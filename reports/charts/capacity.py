@@ -7,13 +7,14 @@ import plotly.graph_objects as go
 
 from pbench.reports.charts.panel import Chart, Panel, Table, new_figure, plain
 from pbench.reports.palette import ink
-from pbench.reports.quantity import byte_scale, format_quantity
+from pbench.reports.quantity import EQUAL_RATIO, TIMES, byte_scale, format_number, format_quantity
 from pbench.reports.subjects import Subject
 from pbench.reports.text import plot_label
 from pbench.reports.verdict import Verdict, has_same_workload
 from pbench.results import METRICS, Metric
 
-_CURVES = ("output_tokens_per_s", "mean_running", "prefix_hit_rate_pct", "waste_pct", "ttft_ms_p99", "preemptions")
+_SPEED = "output_tokens_per_s"
+_CURVES = (_SPEED, "mean_running", "prefix_hit_rate_pct", "waste_pct", "ttft_ms_p99", "preemptions")
 _MAX_NOTES = 4
 _METRIC_BY_NAME = {metric.name: metric for metric in METRICS}
 
@@ -23,6 +24,18 @@ class Sweep(NamedTuple):
 
     spec: str
     subjects: tuple[Subject, ...]
+
+
+class _Rivals(NamedTuple):
+    """Two engines with a pool of one size."""
+
+    paged: Subject
+    baseline: Subject
+
+    @property
+    def ratio(self) -> float:
+        """Of their output tokens/s."""
+        return _speed(self.paged) / _speed(self.baseline)
 
 
 def find_sweeps(subjects: Sequence[Subject]) -> list[Sweep]:
@@ -56,18 +69,71 @@ def capacity_panel(sweeps: Sequence[Sweep]) -> Panel | None:
 
 
 def sweep_verdict(sweeps: Sequence[Sweep]) -> Verdict:
-    """What the largest pool gives over the smallest, engine by engine."""
+    """The paged engine against the baseline, size by size; without both, what more memory buys each engine."""
+    notes = tuple(dict.fromkeys(note for sweep in sweeps for each in sweep.subjects for note in each.engine.notes))
+    rivals = _rivals(sweeps)
+    if rivals:
+        return _judge_rivals(rivals, notes[:_MAX_NOTES])
     sentences = []
     for spec, subjects in sweeps:
         small, large = subjects[0], subjects[-1]
-        sizes = [format_quantity(subject.pool_figure("pool_bytes"), "bytes") for subject in (small, large)]
-        speeds = [format_quantity(subject.metric("output_tokens_per_s"), "tok/s") for subject in (small, large)]
         sentences.append(
-            f"{spec} gives {speeds[0]} of output with {sizes[0]} of KV memory and {speeds[1]} with {sizes[1]}."
+            f"{spec} gives {_speed_text(small)} of output with {_pool_text(small)} of KV memory and"
+            f" {_speed_text(large)} with {_pool_text(large)}."
         )
-    notes = tuple(dict.fromkeys(note for sweep in sweeps for each in sweep.subjects for note in each.engine.notes))
     num_sizes = max(len(sweep.subjects) for sweep in sweeps)
-    return Verdict(f"{num_sizes} sizes", "◔", "neutral", " ".join(sentences), notes[:_MAX_NOTES])
+    return Verdict(f"{num_sizes} sizes", "\u25d4", "neutral", " ".join(sentences), notes[:_MAX_NOTES])
+
+
+def _rivals(sweeps: Sequence[Sweep]) -> list[_Rivals]:
+    """The first paged engine and the first contiguous one at each size with which both ran to their ends, ascending."""
+    paged = next((sweep.subjects for sweep in sweeps if sweep.subjects[0].is_paged), ())
+    baseline = next((sweep.subjects for sweep in sweeps if sweep.subjects[0].is_contiguous), ())
+    if not paged or not baseline or not has_same_workload((*paged, *baseline)):
+        return []
+    by_size = {subject.pool_figure("pool_bytes"): subject for subject in baseline if _is_whole(subject)}
+    return [
+        _Rivals(subject, by_size[size])
+        for subject in paged
+        if _is_whole(subject) and (size := subject.pool_figure("pool_bytes")) in by_size
+    ]
+
+
+def _judge_rivals(rivals: Sequence[_Rivals], notes: tuple[str, ...]) -> Verdict:
+    small, large = rivals[0], rivals[-1]
+    sentence = (
+        f"{small.paged.engine.spec} generated {format_number(small.ratio)}{TIMES} the output tokens/s of"
+        f" {small.baseline.engine.spec} with {_pool_text(small.paged)} of KV memory, and"
+        f" {format_number(large.ratio)}{TIMES} with {_pool_text(large.paged)}."
+    )
+    enough = next((paged for paged, _ in rivals[:-1] if _speed(paged) >= _speed(large.baseline)), None)
+    if enough is not None:
+        sentence += (
+            f" With {_pool_text(enough)} it was already as fast as {large.baseline.engine.spec} with"
+            f" {_pool_text(large.baseline)}: {_speed_text(enough)} against {_speed_text(large.baseline)}."
+        )
+    ratios = [each.ratio for each in rivals]
+    ends = list(dict.fromkeys(format_number(ratio) for ratio in (min(ratios), max(ratios))))
+    span = f"{' to '.join(ends)}{TIMES}"
+    if min(ratios) > 1 + EQUAL_RATIO:
+        return Verdict(f"{span} faster", "\u25b2", "good", sentence, notes)
+    return Verdict(f"{span} the speed", "\u25d4", "neutral", sentence, notes)
+
+
+def _is_whole(subject: Subject) -> bool:
+    return subject.engine.status == "complete" and _speed(subject) > 0
+
+
+def _speed(subject: Subject) -> float:
+    return subject.metric(_SPEED) or 0
+
+
+def _pool_text(subject: Subject) -> str:
+    return format_quantity(subject.pool_figure("pool_bytes"), "bytes")
+
+
+def _speed_text(subject: Subject) -> str:
+    return format_quantity(subject.metric(_SPEED), "tok/s")
 
 
 def _chart(metric: Metric, sweeps: Sequence[Sweep]) -> Chart | None:

@@ -18,7 +18,7 @@ _MAX_CURVE_POINTS = 300
 
 def workload_panel(subjects: Sequence[Subject]) -> Panel:
     """Lengths of prompts and outputs, and cumulative requests over time."""
-    key, title = "workload-charts", "Lengths and arrivals"
+    key, title = "workload-charts", "The workload"
     explanation = "What was asked of the engines. Lengths in tokens; every engine was offered the same requests."
     active = [subject for subject in subjects if not subject.requests.empty]
     if not active:

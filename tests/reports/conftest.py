@@ -520,15 +520,26 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunBuilde
     return make
 
 
-@pytest.fixture(scope="session")
-def big_run() -> ModuleType:
-    """The module that writes runs of any size."""
-    spec = importlib.util.spec_from_file_location("big_run", Path(__file__).parent / "big_run.py")
+def module_beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def big_run() -> ModuleType:
+    """The module that writes runs of any size."""
+    return module_beside("big_run")
+
+
+@pytest.fixture(scope="session")
+def gate_result() -> Callable[..., Any]:
+    """Makes results of a throughput gate: six pairs that count and one that was left out."""
+    make: Callable[..., Any] = module_beside("gate_results").result
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pbench.reports.checks import OUTCOMES, run_checks
+from pbench.reports.checks import OUTCOMES, run_checks, tally
 from pbench.reports.subjects import Subject, load_subjects
-from pbench.results import Run
+from pbench.results import Check, Run
 
 Builder = Callable[..., Any]
 
@@ -87,3 +87,21 @@ def test_without_nvml_throttling_is_not_known(builder: Builder) -> None:
 def test_a_single_engine_is_not_compared(builder: Builder) -> None:
     names = {check.name for check in run_checks(load_subjects([builder().add_engine("paged").write()]))}
     assert not names & {"same workload", "same tokens in and out", "equal KV pools"}
+
+
+def test_the_tally_names_what_did_not_pass_worst_first_and_counts_the_rest() -> None:
+    checks = [Check("same workload", "fail", ""), *(Check(f"check {n}", "warn", "") for n in range(6))]
+    assert tally([*checks, Check("sound", "pass", "")]) == (
+        "fail",
+        "1 of 8 checks passed. Failed: same workload. Caution: check 0, check 1, check 2, check 3, 2 more.",
+    )
+    assert tally([Check("sound", "pass", "")] * 2) == ("pass", "All 2 checks passed.")
+    assert tally([]) is None
+
+
+def test_the_tally_stands_with_the_verdict_and_leads_to_the_checks(builder: Builder, render: Builder) -> None:
+    run = builder().add_engine("paged").add_failed_engine("contiguous:max", "OOM").write()
+    page = render(run)
+    (link,) = [link for link in page.all("a", href="#checks") if page.by_id("verdict") in link.parents]
+    assert link.text == tally(run_checks(load_subjects([run]))).text  # type: ignore[union-attr]
+    assert "Failed: every engine ran to its end" in link.text

@@ -14,8 +14,6 @@ from pbench.gate.throughput_result import (
     FILE_NAME,
     INCONCLUSIVE,
     PASS,
-    Look,
-    Pair,
     Resolution,
     Revision,
     ThroughputResult,
@@ -25,44 +23,6 @@ from pbench.gate.throughput_result import (
 from pbench.reports.gate_page import build_gate_page, render_gate_page
 
 HOSTILE = "<script>window.hit=1</script>\u202e"
-
-
-def pair(number: int, ratio: float, discarded: tuple[str, ...] = ()) -> Pair:
-    return Pair(
-        number, number % 2 == 1, 1000.0, 1000.0 * ratio, f"runs/{number}-base", f"runs/{number}-head", discarded
-    )
-
-
-def result(verdict: str = FAIL, ratio: float = 0.93, **fields: Any) -> ThroughputResult:
-    """Six pairs that count and one that was left out."""
-    pairs = (*(pair(n, ratio + 0.002 * (n - 3)) for n in range(1, 4)), pair(4, 0.5, ("head: throttled",)))
-    pairs += tuple(pair(n, ratio + 0.002 * (n - 6)) for n in range(5, 8))
-    workload = WorkloadResult(
-        name="chat-shared-prompt",
-        sha256="ab" * 32,
-        settings={"engine": "paged", "model": "llama-1b"},
-        differing={"max_running": (128, 256)},
-        aa=Resolution(tuple(pair(n, 1 + 0.002 * (n - 2)) for n in range(1, 5)), 0.8, 0.003, 4, 0.02),
-        pairs=pairs,
-        looks=(Look(6, ratio, ratio - 0.01, ratio + 0.01, 0.9833, 0.015625, 0.016667, verdict),),
-        verdict=verdict,
-        reason="head is slower",
-    )
-    made = ThroughputResult(
-        created_at="2026-01-01T00:00:00+00:00",
-        command=("pbench", "gate", "throughput", "--base", "main"),
-        base=Revision("main", "c0ffee" * 6, False),
-        head=Revision("topic", "beef" * 10, True),
-        delta=0.05,
-        alpha=0.05,
-        looks=(6, 10, 16),
-        discard_rules={"throttled": "the GPU throttled in a run"},
-        environment={"gpu": {"name": "NVIDIA H200"}},
-        workloads=(workload,),
-        verdict=verdict,
-        notes=("a note",),
-    )
-    return replace(made, **fields)
 
 
 @pytest.fixture
@@ -80,9 +40,14 @@ def page_of(read_page: Callable[[str], Any]) -> Callable[[ThroughputResult], Any
     [(FAIL, 0.93, "Failed", "bad"), (PASS, 1.01, "Passed", "good"), (INCONCLUSIVE, 0.96, "Inconclusive", "neutral")],
 )
 def test_the_verdict_is_the_gates(
-    verdict: str, ratio: float, word: str, tone: str, page_of: Callable[..., Any]
+    gate_result: Callable[..., ThroughputResult],
+    verdict: str,
+    ratio: float,
+    word: str,
+    tone: str,
+    page_of: Callable[..., Any],
 ) -> None:
-    page = page_of(result(verdict, ratio))
+    page = page_of(gate_result(verdict, ratio))
     assert page.by_id("verdict-word").text.endswith(word)
     assert f"hero {tone}" in page.by_id("verdict").attributes["class"]
     (sentence,) = page.all("p", class_="sentence other")
@@ -91,8 +56,10 @@ def test_the_verdict_is_the_gates(
     assert "6 pairs" in sentence.text
 
 
-def test_the_forest_draws_the_last_look_beside_the_band(page_of: Callable[..., Any]) -> None:
-    figure = page_of(result()).figures()["gate-forest"]
+def test_the_forest_draws_the_last_look_beside_the_band(
+    gate_result: Callable[..., ThroughputResult], page_of: Callable[..., Any]
+) -> None:
+    figure = page_of(gate_result()).figures()["gate-forest"]
     ratio = next(trace for trace in figure["data"] if trace["name"] == "ratio")
     assert ratio["x"] == [0.93]
     assert (ratio["error_x"]["array"], ratio["error_x"]["arrayminus"]) == ([0.01], [0.01])
@@ -102,8 +69,10 @@ def test_the_forest_draws_the_last_look_beside_the_band(page_of: Callable[..., A
     assert (band["x0"], band["x1"]) == (0.95, 1)
 
 
-def test_every_pair_is_drawn_and_listed_those_left_out_with_their_reason(page_of: Callable[..., Any]) -> None:
-    page = page_of(result())
+def test_every_pair_is_drawn_and_listed_those_left_out_with_their_reason(
+    gate_result: Callable[..., ThroughputResult], page_of: Callable[..., Any]
+) -> None:
+    page = page_of(gate_result())
     traces = {trace["name"]: trace for trace in page.figures()["pairs-w0"]["data"]}
     assert traces["head against base"]["x"] == [1, 2, 3, 5, 6, 7]
     assert (traces["head against base, left out"]["x"], traces["head against base, left out"]["y"]) == ([4], [0.5])
@@ -114,24 +83,28 @@ def test_every_pair_is_drawn_and_listed_those_left_out_with_their_reason(page_of
     assert sum("head: throttled" in row for row in rows) == 1
 
 
-def test_what_would_make_one_doubt_comes_first(page_of: Callable[..., Any]) -> None:
-    first, *_ = page_of(result()).all("ul", class_="checks")
+def test_what_would_make_one_doubt_comes_first(
+    gate_result: Callable[..., ThroughputResult], page_of: Callable[..., Any]
+) -> None:
+    first, *_ = page_of(gate_result()).all("ul", class_="checks")
     assert "6 of 7 pairs count" in first.text
     assert "max_running" in first.text
 
 
-def test_a_gate_that_was_stopped_before_its_first_look_says_so(page_of: Callable[..., Any]) -> None:
+def test_a_gate_that_was_stopped_before_its_first_look_says_so(
+    gate_result: Callable[..., ThroughputResult], page_of: Callable[..., Any]
+) -> None:
     for aa in (None, Resolution((), 0.8)):
         none = WorkloadResult("other", "cd" * 32, {}, {}, aa, (), (), INCONCLUSIVE, "not reached")
-        page = page_of(result(INCONCLUSIVE, workloads=(none,)))
+        page = page_of(gate_result(INCONCLUSIVE, workloads=(none,)))
         assert "No workload came to its first look." in page.by_id("gate").text
         for section in page.all("section"):
             heading = page.by_id(section.attributes["aria-labelledby"])
             assert len(section.text.split()) > len(heading.text.split()), section.attributes["id"]
 
 
-def test_hostile_names_are_text(page_of: Callable[..., Any]) -> None:
-    gate = result(head=Revision(HOSTILE, None, None))
+def test_hostile_names_are_text(gate_result: Callable[..., ThroughputResult], page_of: Callable[..., Any]) -> None:
+    gate = gate_result(head=Revision(HOSTILE, None, None))
     page = page_of(replace(gate, workloads=(replace(gate.workloads[0], name=HOSTILE, reason=HOSTILE),)))
     assert HOSTILE.replace("\u202e", "[U+202E]") in page.by_id("verdict").text
     assert not [
@@ -139,15 +112,19 @@ def test_hostile_names_are_text(page_of: Callable[..., Any]) -> None:
     ]
 
 
-def test_report_of_a_gates_folder_is_this_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_throughput(tmp_path / FILE_NAME, result())
+def test_report_of_a_gates_folder_is_this_page(
+    gate_result: Callable[..., ThroughputResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_throughput(tmp_path / FILE_NAME, gate_result())
     assert main(["report", str(tmp_path)]) == 0
     assert 'id="gate-forest"' in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "report.html" in capsys.readouterr().out
 
 
-def test_a_gate_among_runs_is_refused(tmp_path: Path, two_engines: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    write_throughput(tmp_path / FILE_NAME, result())
+def test_a_gate_among_runs_is_refused(
+    gate_result: Callable[..., ThroughputResult], tmp_path: Path, two_engines: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_throughput(tmp_path / FILE_NAME, gate_result())
     assert main(["report", str(two_engines.path), str(tmp_path), "--out", str(tmp_path / "x.html")]) == 2
     assert "give it alone" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()

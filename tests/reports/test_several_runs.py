@@ -31,9 +31,48 @@ def test_a_sweep_is_curves_over_the_size_of_the_pool(sweep: list[Run], render: R
     paged, contiguous = page.figures()["capacity-output_tokens_per_s"]["data"]
     assert (paged["x"], paged["y"]) == ([1, 2, 4, 8], [200, 400, 800, 1600])
     assert (contiguous["x"], contiguous["y"]) == ([1, 2, 4, 8], [100, 200, 400, 800])
-    assert page.by_id("verdict-word").text.endswith("4 sizes")
     assert len([row for row in page.all("tr") if page.by_id("capacity-table") in row.parents]) == 1 + 8
     assert "comparison" not in [section.attributes["id"] for section in page.all("section")]
+
+
+def test_the_verdict_of_a_sweep_is_how_much_faster_and_with_how_much_less_memory(
+    sweep: list[Run], render: Render
+) -> None:
+    page = render(*sweep)
+    assert page.by_id("verdict-word").text.endswith("2\u00d7 faster")
+    (sentence,) = page.all("p", class_="sentence other")
+    assert "2\u00d7 the output tokens/s of contiguous:max with 1\u00a0GiB" in sentence.text
+    assert "2\u00d7 with 8\u00a0GiB" in sentence.text
+    assert "With 4\u00a0GiB it was already as fast as contiguous:max with 8\u00a0GiB" in sentence.text
+
+
+def test_a_sweep_of_one_engine_says_what_more_memory_buys_it(builder: Callable[..., Any], render: Render) -> None:
+    runs = [builder(f"{g}-GiB", num_requests=3).add_engine("paged").with_pool(g * GIB).write() for g in (1, 2, 4)]
+    page = render(*runs)
+    assert page.by_id("verdict-word").text.endswith("3 sizes")
+    assert "with 1\u00a0GiB of KV memory and" in page.by_id("verdict").text
+
+
+def test_engines_that_are_drawn_together_look_different(sweep: list[Run], render: Render) -> None:
+    page = render(*sweep)
+    (card,) = page.all("article", **{"aria-labelledby": "card-output_tokens_per_s"})
+    swatches = [
+        (element.attributes["class"], element.attributes["style"])
+        for element in page.all("span")
+        if card in element.parents and element.attributes.get("class", "").startswith("swatch")
+    ]
+    assert len(swatches) == len(set(swatches)) == 6
+
+
+def test_runs_that_differ_in_nothing_but_their_time_are_told_apart_by_it(
+    builder: Callable[..., Any], render: Render
+) -> None:
+    runs = [
+        builder(f"20261125T2156{second}Z-chat-shared", num_requests=3).add_engine("paged").write()
+        for second in ("00", "30")
+    ]
+    page = render(*runs)
+    assert [page.by_id(f"memory-e{index}-title").text for index in (0, 1)] == ["paged (21:56:00)", "paged (21:56:30)"]
 
 
 def test_a_sweep_compares_no_size_with_another_and_has_cards_of_what_is_drawn(sweep: list[Run], render: Render) -> None:

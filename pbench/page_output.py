@@ -32,4 +32,7 @@ def write_page(path: Path, name: str, render: Callable[[TextIO], None], *, plotl
         write_atomically(path.parent / PLOTLYJS_FILE, lambda stream: stream.write(plotlyjs_source().encode()))
     click.echo(f"{name}: {display_path(path)}")
     if is_opened:
-        click.launch(path.resolve().as_uri())
+        import webbrowser
+
+        if not webbrowser.open(path.resolve().as_uri()):
+            click.echo(f"no browser was found to open it in: open {display_path(path)} yourself", err=True)

@@ -29,7 +29,7 @@ _LONGEST_SAMPLING_GAP_S = 2.0
 
 
 class Tally(NamedTuple):
-    """How the checks came out, for a glance: the worst outcome, and in words what passed and what did not."""
+    """How the checks came out, for a glance: the worst outcome, and in words what did not pass."""
 
     outcome: str
     text: str
@@ -42,13 +42,15 @@ def tally(checks: Sequence[Check]) -> Tally | None:
     num_passed = sum(check.outcome == "pass" for check in checks)
     if num_passed == len(checks):
         return Tally("pass", f"All {num_passed} checks passed.")
-    sentences = [f"{num_passed} of {len(checks)} checks passed."]
+    sentences = []
     for outcome, word in _WORDS.items():
         names = [shorten(check.name, _NAME_CHARS) for check in checks if check.outcome == outcome]
         if len(names) > _MAX_NAMES:
             names[_MAX_NAMES:] = [f"{len(names) - _MAX_NAMES} more"]
         if names:
             sentences.append(f"{word}: {', '.join(names)}.")
+    if num_passed:
+        sentences.append("All other checks passed.")
     return Tally(checks[0].outcome, " ".join(sentences))
 
 

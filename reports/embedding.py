@@ -66,7 +66,7 @@ def plotly_script(mode: str) -> PlotlyScript:
     if mode == "directory":
         return PlotlyScript(None, PLOTLYJS_FILE, None, "'self' file:")
     url = f"https://cdn.plot.ly/plotly-{get_plotlyjs_version()}.min.js"
-    return PlotlyScript(None, url, _sha256(source), "https://cdn.plot.ly")
+    return PlotlyScript(None, url, _sha256(source), url)
 
 
 @cache

@@ -28,6 +28,31 @@ def test_several_runs_get_one_page_in_the_current_folder(
     assert (tmp_path / "report.html").exists()
 
 
+def test_open_shows_the_finished_page_in_the_browser(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "my pages" / "page #1.html"
+    page.parent.mkdir()
+    opened = []
+
+    def open_in_browser(url: str) -> bool:
+        opened.append((url, page.stat().st_size))
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_in_browser)
+    assert main(["report", str(run.path), "--out", str(page)]) == 0
+    assert opened == []
+    assert main(["report", str(run.path), "--out", str(page), "--open"]) == 0
+    assert opened == [(page.as_uri(), page.stat().st_size)]
+
+
+def test_a_page_that_no_browser_opens_is_written_all_the_same_and_it_is_said(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    assert main(["report", str(run.path), "--open"]) == 0
+    assert (run.path / "report.html").exists()
+    assert "no browser" in capsys.readouterr().err
+
+
 def test_directory_mode_puts_plotlyjs_beside_the_page(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert main(["report", str(run.path), "--out", str(page), "--plotlyjs", "directory"]) == 0

@@ -143,10 +143,10 @@ def write_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Renders runs into a file."""
     from pbench.reports.report import render_report
 
-    def make(*runs: Any) -> Path:
+    def make(*runs: Any, plotlyjs: str = "inline") -> Path:
         path = tmp_path_factory.mktemp("page") / "report.html"
         with path.open("w", encoding="utf-8") as stream:
-            render_report(runs, stream)
+            render_report(runs, stream, plotlyjs=plotlyjs)
         return path
 
     return make

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pbench.reports.gate_page import build_gate_page, render_gate_page
 from pbench.results import Run
 
 Make = Callable[..., Any]
@@ -61,6 +62,23 @@ def test_every_kind_of_page_is_whole_without_a_complaint_a_request_or_a_barrier(
         untimed = [] if case == "two engines" else ["phases"]  # it says so in words
         assert tab.evaluate(EMPTY) == untimed
     assert tab.barriers() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_gates_page_is_whole_too(scheme: str, gate_result: Callable[..., Any], tab: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    with page.open("w", encoding="utf-8") as stream:
+        render_gate_page(build_gate_page(gate_result()), stream)
+    tab.prefer(scheme)
+    tab.open(page)
+    tab.draw_all()
+    assert tab.complaints() == []
+    assert tab.requested_urls() == [page.as_uri()]
+    assert tab.evaluate(BLANK) == []
+    assert tab.evaluate(EMPTY) == []
+    assert tab.barriers() == []
+    tab.resize(390)
+    tab.wait("document.documentElement.scrollWidth <= 390")  # once the charts have followed
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])

@@ -12,7 +12,7 @@ import pytest
 
 from pbench.errors import UsageError
 from pbench.reports.embedding import plotlyjs_source
-from pbench.results import METRICS, Run
+from pbench.results import METRICS, Check, Run
 
 SECTIONS = (
     "verdict",
@@ -178,7 +178,9 @@ def test_charts_hold_the_records_own_values(two_engines: Run, two_engines_page: 
     bars = figures["figure-2-bars"]["data"]
     for trace in bars:
         column = {"token states": "token_state"}.get(trace["name"], trace["name"])
-        assert trace["x"][0] == two_engines.result.engines[0].summary[f"{column}_pct"]
+        for engine in two_engines.result.engines:
+            share = engine.summary[f"{column}_pct"]
+            assert trace["x"][trace["y"].index(engine.spec)] == pytest.approx(share, rel=1e-4)
 
 
 def test_the_parts_of_the_memory_in_use_sum_to_its_peak(two_engines: Run, two_engines_page: Any) -> None:
@@ -186,6 +188,95 @@ def test_the_parts_of_the_memory_in_use_sum_to_its_peak(two_engines: Run, two_en
     for index, engine in enumerate(two_engines.result.engines):
         peak_gib = engine.memory["peak"] / 2**30
         assert sum(bar["x"][index] for bar in bars) == pytest.approx(peak_gib, rel=1e-5)
+        for bar in bars:
+            assert bar["x"][index] == pytest.approx(engine.memory[bar["name"]] / 2**30, rel=1e-4)
+
+
+def test_the_verdict_and_the_ratios_on_the_cards_are_of_the_records_figures(
+    two_engines: Run, two_engines_page: Any
+) -> None:
+    paged, contiguous = (engine.summary for engine in two_engines.result.engines)
+    (sentence,) = two_engines_page.all("p", class_="sentence other")
+    ratio = f"{(paged['output_tokens_per_s'] or 0) / (contiguous['output_tokens_per_s'] or 1):.2f}\u00d7"
+    assert two_engines_page.by_id("verdict-word").text.endswith(f"{ratio} faster")
+    assert f"paged generated {ratio} the output tokens/s of contiguous:max on the same 2\u00a0GiB" in sentence.text
+    assert f"at most {paged['peak_running']} requests together against {contiguous['peak_running']}." in sentence.text
+    compared = []
+    for card in two_engines_page.all("article", class_="card"):
+        name = card.attributes["aria-labelledby"].removeprefix("card-")
+        text = next(each.text for each in two_engines_page.all("span") if is_ratio(each) and card in each.parents)
+        found = re.search(r"([\d.]+)\u00d7 (as much|less)|([+\u2212][\d.]+) points", text)
+        new, old = paged[name], contiguous[name]
+        assert new is not None
+        assert old is not None
+        if found is None:
+            assert "equal" in text
+            assert new == pytest.approx(old, rel=0.01)
+        elif found[3]:
+            assert float(found[3].replace("\u2212", "-")) == pytest.approx(new - old, abs=0.051)
+        else:
+            assert float(found[1]) == pytest.approx(new / old if found[2] == "as much" else old / new, rel=0.006)
+        compared.append(name)
+    assert len(compared) == 6
+
+
+def is_ratio(element: Any) -> bool:
+    return bool(re.match(r"ratio\b", element.attributes.get("class", "")))
+
+
+def test_the_percentiles_of_the_latency_table_are_the_records(two_engines: Run, two_engines_page: Any) -> None:
+    names = {
+        "time to first token": "ttft",
+        "time in queue": "queue",
+        "gap between tokens": "itl",
+        "time per output token": "tpot",
+        "end to end": "e2e",
+    }
+    engines = {engine.spec: engine.summary for engine in two_engines.result.engines}
+    table = two_engines_page.by_id("latency-table")
+    body = [row for row in two_engines_page.all("tr") if table in row.parents][1:]
+    cells = two_engines_page.all("td") + two_engines_page.all("th")
+    for row in body:
+        label, latency, *figures = sorted_texts(row, cells, two_engines_page)
+        for text, quantile in zip(figures, (50, 90, 99), strict=False):
+            value = engines[label][f"{names[latency]}_ms_p{quantile}"]
+            assert value is not None
+            assert_reads_as(text, value)
+    measured = {
+        name for name in names.values() for summary in engines.values() if summary[f"{name}_ms_p99"] is not None
+    }
+    assert len(body) >= len(engines) * len(measured) > 4
+
+
+def sorted_texts(row: Any, cells: list[Any], page: Any) -> list[str]:
+    """The texts of a row's cells, as they stand."""
+    own = {id(cell) for cell in cells if cell.parents[-1] is row}
+    return [element.text.strip() for element in page.elements if id(element) in own]
+
+
+def test_the_means_in_words_and_the_cards_of_the_partition_are_the_records(
+    two_engines: Run, two_engines_page: Any
+) -> None:
+    for index, engine in enumerate(two_engines.result.engines):
+        words = two_engines_page.by_id(f"partition-e{index}-summary").text
+        parts = dict(re.findall(r"(token states|reserved|internal|external|cached|free) ([\d.]+)\u00a0%", words))
+        assert len(parts) == 6
+        for name, text in parts.items():
+            share = engine.summary[f"{'token_state' if name == 'token states' else name}_pct"]
+            assert float(text) == pytest.approx(share, abs=0.051)
+
+
+def test_the_records_checks_stand_on_the_page_word_for_word(builder: Builder, render: Render) -> None:
+    checks = tuple(
+        Check(f"check {outcome}", outcome, f"{outcome}: {1 / (n + 3):.4f} of {n + 7}")
+        for n, outcome in enumerate(("fail", "warn", "unknown", "pass"))
+    )
+    page = render(builder().add_engine("paged").write(checks=checks))
+    items = [item for item in page.all("li") if page.by_id("checks") in item.parents]
+    for check, item in zip(checks, items, strict=True):
+        assert item.attributes["class"] == check.outcome
+        assert check.name in item.text
+        assert check.detail in item.text
 
 
 def test_the_prefix_trees_boxes_are_the_tokens_that_were_found_and_computed(

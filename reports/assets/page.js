@@ -4,6 +4,7 @@
   const darkByLight = data("dark-by-light");
   const lightHex = new RegExp(`"(${Object.keys(darkByLight).join("|")})"`, "gi");
   const plots = [...document.querySelectorAll(".plot")];
+  const terms = document.querySelector("#terms details");
   let isPrinting = false;
 
   // plotly.js travels deflated. As a script's text it is held to the hash in the page's policy.
@@ -111,6 +112,7 @@
   const layersOf = (plot) => [...plot.querySelectorAll(".main-svg")];
   addEventListener("beforeprint", () => {
     isPrinting = true;
+    if (terms) terms.open = true; // paper has no tooltips
     if (!window.Plotly) return;
     for (const plot of plots) {
       draw(plot);
@@ -121,6 +123,7 @@
   });
   addEventListener("afterprint", () => {
     isPrinting = false;
+    if (terms) terms.open = false;
     for (const layer of plots.flatMap(layersOf)) layer.removeAttribute("viewBox");
     redraw();
   });

@@ -148,6 +148,31 @@ def test_the_keyboard_reaches_the_verdict_first(page: Path, tab: Any) -> None:
     assert tab.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
 
 
+def test_the_keyboard_works_the_slider_play_the_theme_and_the_tables(page: Path, tab: Any) -> None:
+    tab.open(page)
+    tab.show("block-map")
+    keyboard = tab.page.keyboard
+    clock, value = "document.getElementById('map-clock').textContent", "+document.getElementById('map-time').value"
+    before, position = tab.evaluate(clock), tab.evaluate(value)
+    tab.page.locator("#map-time").focus()
+    keyboard.press("ArrowRight")
+    assert tab.evaluate(value) == position + 1
+    assert tab.evaluate(clock) != before
+    tab.page.locator("#map-play").focus()
+    keyboard.press("Space")
+    tab.wait(f"{value} > {position + 2}")
+    keyboard.press("Space")
+    assert "Play" in tab.evaluate("document.getElementById('map-play').textContent")
+    tab.page.locator("#theme [value=system]").focus()
+    keyboard.press("ArrowRight")
+    keyboard.press("ArrowRight")
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    tab.page.locator("#pool-map summary").focus()
+    keyboard.press("Enter")
+    assert tab.evaluate("document.getElementById('pool-map-table').checkVisibility()")
+    assert tab.complaints() == []
+
+
 def test_a_raw_file_is_saved_as_it_was(page: Path, two_engines: Run, tab: Any, tmp_path: Path) -> None:
     tab.open(page)
     with tab.page.expect_download() as download:
@@ -196,6 +221,7 @@ def test_printing_draws_every_chart_on_white_and_then_restores_the_theme(page: P
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     tab.wait(drawn)
     printed = tab.evaluate(line)
+    assert tab.evaluate("document.querySelector('#terms dl').checkVisibility()")  # paper has no tooltips
     tab.page.set_viewport_size({"width": 720, "height": 1000})
     tab.page.emulate_media(media="print")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 720
@@ -208,6 +234,7 @@ def test_printing_draws_every_chart_on_white_and_then_restores_the_theme(page: P
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     tab.show("progress-speed")
     assert tab.evaluate(line) != printed
+    assert not tab.evaluate("document.querySelector('#terms details').open")
 
 
 def test_the_first_paint_comes_within_two_seconds(page: Path, tab: Any) -> None:

@@ -10,6 +10,7 @@ NOT_MEASURED = "not measured"
 NOT_APPLICABLE = "\u2013"
 TIMES = "\u00d7"
 MINUS = "\u2212"
+LONG_MS = 10_000  # from here on, milliseconds are written as seconds
 EQUAL_RATIO = 0.01  # two figures closer than this are called equal
 _TELLING_RATIO = 0.05  # closer than this, one run of each says nothing about better or worse
 _TELLING_POINTS = 0.5
@@ -72,7 +73,7 @@ def format_quantity(value: float | None, unit: str, *, largest: float | None = N
     if unit == "bytes":
         divisor, unit = byte_scale(largest)
         return f"{format_number(value / divisor)}{_UNIT_SPACE}{unit}"
-    if unit == "ms" and largest >= 10_000:
+    if unit == "ms" and largest >= LONG_MS:
         return f"{format_number(value / 1000)}{_UNIT_SPACE}s"
     if unit == "%":
         num_decimals = 1 if abs(value) >= 1 or value == 0 else 2

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from pbench.reports.charts.panel import Chart, Panel, Table, new_figure, plain
 from pbench.reports.palette import ink
-from pbench.reports.quantity import EQUAL_RATIO, TIMES, byte_scale, format_number, format_quantity
+from pbench.reports.quantity import EQUAL_RATIO, LONG_MS, TIMES, byte_scale, format_number, format_quantity
 from pbench.reports.subjects import Subject
 from pbench.reports.text import plot_label
 from pbench.reports.verdict import Verdict, has_same_workload
@@ -139,26 +139,29 @@ def _speed_text(subject: Subject) -> str:
 def _chart(metric: Metric, sweeps: Sequence[Sweep]) -> Chart | None:
     sizes = [subject.pool_figure("pool_bytes") or 0 for sweep in sweeps for subject in sweep.subjects]
     divisor, unit = byte_scale(max(sizes))
-    figure = new_figure(f"KV memory, {unit}", metric.unit, yaxis_rangemode="tozero", xaxis_type="log")
+    figures = (subject.metric(metric.name) for sweep in sweeps for subject in sweep.subjects)
+    largest = max((figure for figure in figures if figure is not None), default=0)
+    scale, y_unit = (1000, "s") if metric.unit == "ms" and largest >= LONG_MS else (1, metric.unit)
+    figure = new_figure(f"KV memory, {unit}", y_unit, yaxis_rangemode="tozero", xaxis_type="log")
     ticks = sorted(set(sizes))
     figure.update_xaxes(tickvals=plain([size / divisor for size in ticks], 4), tickformat="~r")
     ends = []
     for index, sweep in enumerate(sweeps):
-        known = [subject for subject in sweep.subjects if subject.metric(metric.name) is not None]
-        if not known:
+        measured = [subject for subject in sweep.subjects if subject.metric(metric.name) is not None]
+        if not measured:
             continue
-        values = [float(subject.metric(metric.name) or 0) for subject in known]
+        values = [float(subject.metric(metric.name) or 0) for subject in measured]
         figure.add_trace(
             go.Scatter(
-                x=plain([(subject.pool_figure("pool_bytes") or 0) / divisor for subject in known], 5),
-                y=plain(values, 5),
+                x=plain([(subject.pool_figure("pool_bytes") or 0) / divisor for subject in measured], 5),
+                y=plain([value / scale for value in values], 5),
                 name=plot_label(sweep.spec),
                 mode="lines+markers",
                 line={"color": ink(index).shade.light, "dash": ink(index).dash, "width": 2},
-                hovertemplate=f"%{{y:,.4~r}} {metric.unit}",
+                hovertemplate=f"%{{y:,.4~r}} {y_unit}",
             )
         )
-        first, last = (format_quantity(value, metric.unit) for value in (values[0], values[-1]))
+        first, last = (format_quantity(value, metric.unit, largest=largest) for value in (values[0], values[-1]))
         ends.append(f"{sweep.spec} from {first} to {last}")
     if not ends:
         return None

@@ -15,6 +15,7 @@ from pbench.reports.text import plot_label
 
 if TYPE_CHECKING:
     import pandas as pd
+_MAX_WAITING_NAMED = 3  # engines: of more, a legend with both lines of each would cover the chart
 
 
 def progress_panel(subjects: Sequence[Subject]) -> Panel:
@@ -98,6 +99,7 @@ def _requests_chart(subjects: Sequence[Subject]) -> Chart:
                     x=seconds(times[rows]),
                     y=plain(values[rows]),
                     name=f"{plot_label(subject.label)}, {name}",
+                    showlegend=name == "running" or len(subjects) <= _MAX_WAITING_NAMED,
                     mode="lines",
                     line={
                         "color": subject.ink.shade.light,
@@ -111,7 +113,8 @@ def _requests_chart(subjects: Sequence[Subject]) -> Chart:
     peaks = "; ".join(
         f"{subject.label} at most {int(subject.steps['num_running'].max())} together" for subject in subjects
     )
-    return Chart("progress-requests", "Requests running and waiting", f"{peaks}.", figure, 280, is_on_time_axis=True)
+    summary = f"{peaks}. Thin dotted lines: waiting."
+    return Chart("progress-requests", "Requests running and waiting", summary, figure, 280, is_on_time_axis=True)
 
 
 def _events_chart(subjects: Sequence[Subject]) -> Chart | None:

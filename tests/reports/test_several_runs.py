@@ -53,6 +53,25 @@ def test_a_sweep_of_one_engine_says_what_more_memory_buys_it(builder: Callable[.
     assert "with 1\u00a0GiB of KV memory and" in page.by_id("verdict").text
 
 
+def test_a_legend_of_many_engines_names_each_once_and_long_latencies_are_in_seconds(
+    builder: Callable[..., Any], render: Render
+) -> None:
+    runs = []
+    for size in (1, 2, 4):
+        made = builder(f"{size}-GiB", num_requests=3).add_engine("paged").add_engine("contiguous:max")
+        for index, engine in enumerate(made.engines):
+            made.engines[index] = replace(engine, summary=dict(engine.summary) | {"ttft_ms_p99": 40_000.0 / size})
+        runs.append(made.with_pool(size * GIB).write())
+    page = render(*runs)
+    lines = page.figures()["progress-requests"]["data"]
+    assert len(lines) == 12
+    assert sum(line.get("showlegend", True) for line in lines) == 6
+    curves = page.figures()["capacity-ttft_ms_p99"]
+    assert curves["data"][0]["y"] == [40, 20, 10]
+    assert curves["layout"]["yaxis"]["title"]["text"] == "s"
+    assert "from 40\u00a0s to 10\u00a0s" in page.by_id("capacity-ttft_ms_p99-summary").text
+
+
 def test_engines_that_are_drawn_together_look_different(sweep: list[Run], render: Render) -> None:
     page = render(*sweep)
     (card,) = page.all("article", **{"aria-labelledby": "card-output_tokens_per_s"})

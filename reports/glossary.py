@@ -18,6 +18,7 @@ class Term(NamedTuple):
 
 
 _WORDS = (
+    Term("baseline", "the engine that the others are compared with: contiguous preallocation where it ran"),
     Term("block", "a fixed number of token slots, the unit in which a paged memory allocates"),
     Term("block table", "a sequence's logical block numbers and where in the pool each block lies"),
     Term("extent", "a contiguous run of slots, the unit in which a contiguous memory reserves"),
@@ -26,6 +27,9 @@ _WORDS = (
     Term("decode", "computing one further token of a sequence whose prompt is done"),
     Term("eviction", "a block kept only for the prefix cache is given up for new data"),
     Term("interval", "where the mean of many more repeats would lie, with 95 % confidence (Student's t)"),
+    Term("MSER", "a rule for where a start-up ends: what it leaves out makes the mean of the rest most certain"),
+    Term("NVML", "NVIDIA's management library: what the driver itself says of memory, power and clocks"),
+    Term("p90", "the 90th percentile: all but one in ten are below it"),
     Term("p99", "the 99th percentile: all but one in a hundred are below it"),
     Term("prefill", "computing the KV of a prompt's tokens, many in one step"),
     Term("repeat", "one more run of the same engine with the same workload, in a fresh process"),
@@ -33,6 +37,8 @@ _WORDS = (
     Term("pool", "all KV memory of an engine, allocated once when it starts"),
     Term("preemption", "a running request loses its KV because the pool is full, and is computed again later"),
     Term("prefix hit", "prompt tokens whose KV came from the cache instead of being computed"),
+    Term("roofline", "the most that memory bandwidth and arithmetic allow, by how much is computed of each byte"),
+    Term("RSS", "resident set size: the host memory that a process really holds"),
     Term("slot", "room for one token's keys and values in every layer"),
     Term("TTFT", "time to first token: from a request's intended arrival to its first token"),
     Term("waste", "reserved + internal + external: slots that hold nothing and serve nobody else"),

@@ -68,15 +68,15 @@
   // A move of the slider must not wait: pictures are pixels, made here and shown at once, and every colour is made once.
   const HUES = 360, SHADES = 3;
   const DIMMED = 0.22;
-  const hex = ([light, dark]) => (isDark() ? dark : light);
+  const themed = ([light, dark]) => (isDark() ? dark : light);
 
   // What a small drawing comes to, pixel by pixel; ``opacity`` of it on the pictures' ground.
-  function pixelsOf(width, height, opacity, draw) {
+  function pixelsOf(width, height, opacity, sketch) {
     const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-    pen.fillStyle = hex(GROUND);
+    pen.fillStyle = themed(GROUND);
     pen.fillRect(0, 0, width, height);
     pen.globalAlpha = opacity;
-    draw(pen);
+    sketch(pen);
     return new Uint32Array(pen.getImageData(0, 0, width, height).data.buffer);
   }
 
@@ -99,7 +99,7 @@
   function patternOf({ shade, pattern }, opacity, ratio) {
     const size = Math.round(6 * ratio);
     return pixelsOf(size, size, opacity, (pen) => {
-      pen.fillStyle = hex(shade);
+      pen.fillStyle = themed(shade);
       pen.fillRect(0, 0, size, size);
       pen.strokeStyle = pen.fillStyle = "rgba(16, 20, 25, 0.5)";
       pen.lineWidth = ratio;
@@ -122,11 +122,11 @@
     if (!colourSets.has(key)) {
       const set = (opacity) => ({
         inks: inks(opacity),
-        nobody: colour(opacity, hex(["#7a8694", "#8995a3"])),
-        shared: colour(opacity, hex(TEXT)),
+        nobody: colour(opacity, themed(["#7a8694", "#8995a3"])),
+        shared: colour(opacity, themed(TEXT)),
         kinds: Object.fromEntries(Object.entries(data.kinds).map(([name, kind]) => [name, patternOf(kind, opacity, ratio)])),
       });
-      colourSets.set(key, { bright: set(1), dim: set(DIMMED), ground: colour(1, hex(GROUND)), text: colour(1, hex(TEXT)) });
+      colourSets.set(key, { bright: set(1), dim: set(DIMMED), ground: colour(1, themed(GROUND)), text: colour(1, themed(TEXT)) });
     }
     return colourSets.get(key);
   }

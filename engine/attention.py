@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, empty
+from torch import Tensor, empty, int32
 
 from pbench.kernels.decode_attention import decode_attention, plan_for
 from pbench.kernels.decode_plan import DecodePlan
+from pbench.kernels.invariant_attention import invariant_attention
 from pbench.kernels.prefill_attention import prefill_attention
 from pbench.kernels.rotary_write_kv import Rotation, rotary_write_kv
 from pbench.kernels.shared_attention import SharedRuns
@@ -76,3 +77,45 @@ class BatchAttention:
                 out=out,
             )
         return out
+
+
+class InvariantAttention:
+    """The same for engines that are batch invariant: one kernel attends from the tokens of all sequences alike."""
+
+    def __init__(self, batch: Batch, pool: Tensor, windows: Sequence[int | None], *, is_contiguous: bool) -> None:
+        self.batch = batch
+        self.windows = windows
+        self._layers = pool.unbind()
+        self.is_contiguous = is_contiguous
+        self.scale = pool.shape[-1] ** -0.5
+        self._query_start = _all_query_starts(batch)
+
+    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+        """See ``pbench.engine.model.Attention``."""
+        batch, kv = self.batch, self._layers[layer_index]
+        rotary_write_kv(query, key, value, rotation, kv, batch.slots)
+        return invariant_attention(
+            query,
+            kv,
+            batch.table,
+            self._query_start,
+            batch.context_lens,
+            scale=self.scale,
+            is_contiguous=self.is_contiguous,
+            window=self.windows[layer_index],
+        )
+
+
+def _all_query_starts(batch: Batch) -> Tensor:
+    """int32 (num_sequences + 1,): the first tokens of all sequences, decodes included, and the end.
+
+    Found on the device, where a CUDA graph may have room for more decodes than there are: those have no context, and
+    no token either.
+    """
+    num_decodes = batch.num_decodes
+    starts = empty(len(batch.context_lens) + 1, dtype=int32, device=batch.context_lens.device)
+    starts[:1] = 0
+    starts[1 : num_decodes + 1] = (batch.context_lens[:num_decodes] > 0).cumsum(0)
+    if batch.query_start is not None:
+        starts[num_decodes:] = batch.query_start  # from the end of the decodes on
+    return starts

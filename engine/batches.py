@@ -82,7 +82,8 @@ class Batches:
         self._narrow = torch.zeros(most.num_narrow, dtype=torch.int32, device=pool.device)
         self._wide_staging, self._narrow_staging = Staging(self._wide), Staging(self._narrow)
         self._run_finder: RunFinder | None = None
-        if pool.is_cuda and not self._is_contiguous and config.is_prefix_cached and None in config.windows:
+        has_prefixes = not self._is_contiguous and config.is_prefix_cached and None in config.windows
+        if pool.is_cuda and has_prefixes and not config.is_batch_invariant:
             limits = run_limits(pool[0], config.model.num_heads, DTYPE_BYTES[config.dtype])
             self._run_finder = RunFinder(self._block_size, limits) if limits is not None else None
 

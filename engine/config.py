@@ -43,6 +43,7 @@ class EngineConfig:
     seed: int = 0  # of random weights
     has_cuda_graphs: bool = True  # replay decode steps from CUDA graphs; without meaning on the CPU
     has_async_steps: bool = True  # launch a step before the tokens of the last are known; of no use on the CPU
+    is_batch_invariant: bool = False  # logits of a request do not depend, to the bit, on what runs with it; slower
 
     def __post_init__(self) -> None:
         if self.memory not in MEMORY_SPECS:
@@ -82,6 +83,11 @@ class EngineConfig:
             raise ConfigError(
                 f"without chunked prefill a whole prompt must fit a step: max_batch_tokens {self.max_batch_tokens} is"
                 f" below max_length {self.max_length}; raise --max-batch-tokens"
+            )
+        if self.is_batch_invariant and self.device == "cpu" and self.num_threads > 1:
+            raise ConfigError(
+                f"batch invariance on the CPU needs one thread, not {self.num_threads}: where threads divide a sum"
+                " depends on how much there is to sum; use --threads 1"
             )
         if self.max_length > self.model.max_position_embeddings:
             raise ConfigError(

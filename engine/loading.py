@@ -46,11 +46,12 @@ def _load(config: EngineConfig, weights: str | None) -> tuple[EngineConfig, Mode
         raise ConfigError("device 'cuda' is not available on this machine; use --device cpu")
     if config.device == "cuda" and config.kv_dtype == FP8 and torch.cuda.get_device_capability() < FP8_CAPABILITY:
         raise ConfigError("kv_dtype 'fp8' needs a GPU of compute capability 8.9 or later; leave out --kv-dtype")
-    if config.device == "cpu" and config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    if config.device == "cpu" and (config.num_threads or config.is_batch_invariant):
+        torch.set_num_threads(config.num_threads or 1)
     if config.gpu_memory_utilization is None:
         config.check_pool(1, 1)
-    model = Model(config.model, getattr(torch, config.dtype), torch.device(config.device))
+    dtype, device = getattr(torch, config.dtype), torch.device(config.device)
+    model = Model(config.model, dtype, device, is_batch_invariant=config.is_batch_invariant)
     if weights is None:
         random_weights(model, config.seed)
     else:

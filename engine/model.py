@@ -5,7 +5,8 @@ where their keys and values are kept, is the business of the ``Attention`` objec
 one model serves every memory.
 """
 
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,12 @@ from torch.nn import functional
 from pbench.engine.model_config import ModelConfig
 from pbench.engine.phases import Phases, no_phases
 from pbench.engine.rotary import rotary_table
+from pbench.kernels.matmul import matmul
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation
 from pbench.kernels.silu_and_mul import silu_and_mul
+
+Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x, weight and bias
 
 
 class Attention(Protocol):
@@ -51,8 +55,17 @@ class Model(nn.Module):
 
     cos_sin: Tensor  # (max_position_embeddings, 2, head_dim / 2) float32
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        is_batch_invariant: bool = False,
+    ) -> None:
         """Allocate the parameters in ``dtype`` on ``device`` ("meta" for their shapes alone).
+
+        Where ``is_batch_invariant``, a token's results do not depend on the other tokens of a call, to the bit.
 
         Raises:
             ConfigError: the configuration is a KV shape only.
@@ -63,9 +76,12 @@ class Model(nn.Module):
         device = torch.device(device)
         self.config = config
         self.dtype = dtype
+        self.linear: Linear = matmul if is_batch_invariant else functional.linear
         self.phases: Phases = no_phases
         self.embedding = _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        self.layers = nn.ModuleList(Layer(config, index, dtype, device) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, index, dtype, device, self.linear) for index in range(config.num_layers)
+        )
         self.final_norm = _parameter(config.hidden_size, dtype=dtype, device=device)
         self.head = (
             self.embedding
@@ -103,16 +119,19 @@ class Model(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every next token: hidden states (N, hidden_size) -> (N, vocab_size) in the model's dtype."""
-        return functional.linear(hidden, self.head)
+        return self.linear(hidden, self.head, None)
 
 
 class Layer(nn.Module):
     """One decoder layer. Query, key and value are one product, and so are gate and up."""
 
-    def __init__(self, config: ModelConfig, index: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, index: int, dtype: torch.dtype, device: torch.device, linear: Linear
+    ) -> None:
         super().__init__()
         self.config = config
         self.index = index
+        self.linear = linear
         hidden_size, qkv_size = config.hidden_size, config.query_size + 2 * config.kv_size
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -133,17 +152,17 @@ class Layer(nn.Module):
         config = self.config
         key_start, value_start = config.num_heads, config.num_heads + config.num_kv_heads
         # (T, num_heads + 2 * num_kv_heads, head_dim)
-        packed = functional.linear(hidden, self.qkv, self.qkv_bias)
+        packed = self.linear(hidden, self.qkv, self.qkv_bias)
         packed = packed.view(-1, value_start + config.num_kv_heads, config.head_dim)
         query, key, value = packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
         if self.query_norm is not None and self.key_norm is not None:
             rotation = rotation._replace(norms=HeadNorms(self.query_norm, self.key_norm, config.rms_norm_eps))
         attended = attention(self.index, query, key, value, rotation)
-        return functional.linear(attended.flatten(1), self.attention_output)
+        return self.linear(attended.flatten(1), self.attention_output, None)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """Compute the SwiGLU half, down(silu(gate(x)) * up(x)), of the same shapes as the attention half."""
-        return functional.linear(silu_and_mul(functional.linear(hidden, self.gate_up)), self.down)
+        return self.linear(silu_and_mul(self.linear(hidden, self.gate_up, None)), self.down, None)
 
 
 def _parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

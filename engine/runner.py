@@ -6,7 +6,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from pbench.engine.attention import BatchAttention
+from pbench.engine.attention import BatchAttention, InvariantAttention
 from pbench.engine.batches import Batches, Layout, StepRows
 from pbench.engine.config import EngineConfig
 from pbench.engine.model import Model
@@ -204,7 +204,8 @@ class Runner:
 
     def _forward(self, layout: Layout) -> Tensor:
         batch = self._batches.batch(layout)
-        attention = BatchAttention(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
+        kind = InvariantAttention if self.config.is_batch_invariant else BatchAttention
+        attention = kind(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
         hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing)
         return hidden

@@ -7,6 +7,7 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pbench.engine.candidate import Candidate, ScoredToken
 from pbench.engine.plan import Choice, PlannedSequence, Sample, SampleOptions
@@ -56,7 +57,9 @@ class TokenScores:
         """
         self._num_top_by_row = num_top_by_row
         rows = to_device(list(num_top_by_row), torch.int64, logits.device)
-        log_probs = logits[rows].float().log_softmax(dim=-1)
+        wanted = logits[rows].float()
+        # Rows begin at multiples of 16 bytes: a GPU sums a row in another order where it begins elsewhere.
+        log_probs = functional.pad(wanted, (0, -wanted.shape[1] % 4), value=-math.inf).log_softmax(dim=-1)
         top = log_probs.topk(max(num_top_by_row.values()), dim=-1)
         self._log_probs = Readback(log_probs.gather(1, tokens[rows, None]).squeeze(1))
         self._top_log_probs, self._top_token_ids = Readback(top.values), Readback(top.indices)

@@ -96,6 +96,7 @@ def _prefill_attention_kernel(
     TILE_SEQUENCES: tl.constexpr,
     WINDOW: tl.constexpr,  # see attend_tile
     SOFT_CAP: tl.constexpr,
+    IS_MASKED_THROUGHOUT: tl.constexpr,
 ) -> None:
     """Grid: (KV heads, at least as many as there are row tiles of all sequences)."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -141,6 +142,10 @@ def _prefill_attention_kernel(
         num_cut = full_start - first // TILE_TOKENS * TILE_TOKENS
         lowest = -3.4e38  # finite: a row may see nothing of the first tile
         positions = tl.minimum(positions, end - 1)  # rows that are no query see something too
+    if IS_MASKED_THROUGHOUT:
+        full_start = first // TILE_TOKENS * TILE_TOKENS
+        full_end = full_start
+        num_cut = 0
 
     top = tl.full([TILE_ROWS], lowest, tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
@@ -307,8 +312,12 @@ def prefill_attention_triton(
     value_scale: float = 1.0,
     window: int | None = None,
     soft_cap: float | None = None,
+    is_masked_throughout: bool = False,
 ) -> torch.Tensor:
-    """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says."""
+    """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says.
+
+    Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py).
+    """
     num_sequences = table.shape[0]
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
@@ -341,6 +350,7 @@ def prefill_attention_triton(
         TILE_SEQUENCES=TILE_SEQUENCES,
         WINDOW=window,
         SOFT_CAP=soft_cap,
+        IS_MASKED_THROUGHOUT=is_masked_throughout,
         num_warps=tiling.num_warps,
         num_stages=tiling.tiles_in_flight + 1,
     )

@@ -80,6 +80,7 @@ class EngineOptions:
     seed: int
     has_cuda_graphs: bool
     has_async_steps: bool
+    is_batch_invariant: bool
 
     def config(self) -> EngineConfig:
         """The engine's configuration, with the model's shapes read.

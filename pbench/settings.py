@@ -65,6 +65,7 @@ class RunOptions:
     no_chunked_prefill: bool = False
     no_async_steps: bool = False
     no_cuda_graphs: bool = False
+    batch_invariant: bool = False
     no_report: bool = False
 
 
@@ -282,6 +283,7 @@ def engine_options(
         has_cuda_graphs=not options.no_cuda_graphs,
         # On the CPU a launch is the step itself: tokens would be told a step late, and nothing gained.
         has_async_steps=not options.no_async_steps and device != "cpu",
+        is_batch_invariant=options.batch_invariant,
     )
 
 

@@ -144,6 +144,11 @@ Exit codes:
     help="Time the phases within every so many steps; 0 times none.",
 )
 @click.option("--no-cuda-graphs", is_flag=True, help="Launch every kernel of a decode step by itself.")
+@click.option(
+    "--batch-invariant",
+    is_flag=True,
+    help="Compute a request's logits so that, to the last bit, they do not depend on what runs with it; slower.",
+)
 @click.option("--no-report", is_flag=True, help="Write no report.html.")
 @click.pass_context
 def run(ctx: click.Context, /, **options: Any) -> None:

@@ -33,7 +33,10 @@ class ExternalKind:
 
 # Ours alone: how the scheduler and the memories of this project are set up.
 _OURS = frozenset(
-    {"memory", "kv_dtype", "is_prefill_chunked", "has_partial_hits", "eviction", "preemption", "host_kv_memory_bytes"}
+    {
+        *("memory", "kv_dtype", "is_prefill_chunked", "has_partial_hits", "eviction", "preemption"),
+        *("host_kv_memory_bytes", "is_batch_invariant"),
+    }
 )
 
 EXTERNAL_KINDS = (

@@ -85,6 +85,7 @@ def compile_all():
         copy_blocks,
         decode_attention,
         decode_plan,
+        matmul,
         prefill_attention,
         rms_norm,
         rotary_write_kv,
@@ -109,10 +110,11 @@ def compile_all():
                 compile_kernel(decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168)
         cut = constants | rows | {"HAS_SHARED": False} | CUT
         compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
-        prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64}
-        for is_fp8 in (False, True):
-            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | FULL, dtype, is_fp8)
-        compile_kernel(prefill_attention._prefill_attention_kernel, prefill | CUT, dtype)
+        for is_masked in (False, True):
+            prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": is_masked}
+            for is_fp8 in (False, True):
+                compile_kernel(prefill_attention._prefill_attention_kernel, prefill | FULL, dtype, is_fp8)
+            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | CUT, dtype)
     print("decode_attention")
     print("prefill_attention")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
@@ -121,6 +123,19 @@ def compile_all():
         capped = shared | {"SOFT_CAP": cap}
         compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
     print("shared_attention")
+    for dtype, tiling in (("bf16", matmul.TILING_16_BIT), ("fp32", matmul.TILING_32_BIT)):
+        product = {
+            "HAS_BIAS": dtype == "fp32",
+            "NUM_COLUMNS": 4100,
+            "DEPTH": 4096,
+            "TILE_ROWS": tiling.tile_rows,
+            "TILE_COLUMNS": tiling.tile_columns,
+            "TILE_DEPTH": tiling.tile_depth,
+            "GROUP_ROW_TILES": matmul.GROUP_ROW_TILES,
+        }
+        options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+        compile_kernel(matmul._matmul_kernel, product, dtype, **options)
+    print("matmul")
     plan = {"NUM_ROWS": 8, "ROW_UNITS": 1, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
         compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})

@@ -113,6 +113,7 @@ def test_a_bad_row_names_file_line_and_field(capsys: pytest.CaptureFixture[str],
             ["--gpu-memory-utilization", "0.9", "--kv-memory", "8MiB"],
             ["--gpu-memory-utilization 0.9 and --kv-memory 8MiB exclude each other"],
         ),
+        (["--batch-invariant", "--threads", "2"], ["one thread, not 2", "--threads 1"]),
         (["--gpu-memory-utilization", "1.5"], ["--gpu-memory-utilization", "1.5"]),
     ],
 )

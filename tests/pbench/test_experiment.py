@@ -76,6 +76,14 @@ def test_a_complete_run_keeps_everything_and_cleans_up(
     assert paged.summary["peak_running"] == 12
 
 
+def test_the_record_says_whether_an_engine_was_batch_invariant(
+    options: RunOptions, run_experiment: RunExperiment
+) -> None:
+    result = run_experiment(replace(options, engines=("paged",), batch_invariant=True))
+    assert result.status == "complete"
+    assert result.config["is_batch_invariant"] is result.engines[0].config["is_batch_invariant"] is True
+
+
 def test_without_a_sampler_the_rest_is_measured(options: RunOptions, run_experiment: RunExperiment) -> None:
     result = run_experiment(replace(options, engines=("paged",), sample_interval=0.0))
     assert result.status == "complete"

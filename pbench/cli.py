@@ -13,6 +13,7 @@ from pbench.version import __version__
 _COMMANDS = {
     "compare": "pbench.commands.compare:compare",
     "env": "pbench.commands.env:env",
+    "floor": "pbench.commands.floor:floor",
     "gate": "pbench.commands.gate:gate",
     "history": "pbench.commands.history:history",
     "kernels": "pbench.commands.kernels:kernels",

@@ -88,6 +88,28 @@ def step_loads(subject: Subject) -> StepLoads | None:
     )
 
 
+class StepFloors(NamedTuple):
+    """Seconds that the parts of every step take at a machine's ceilings; (num_steps,) each."""
+
+    weights_s: Floats
+    kv_s: Floats
+    arithmetic_s: Floats
+
+    @property
+    def least_s(self) -> Floats:
+        """No step is shorter: it must read and write, and multiply, and can at best do both at once."""
+        return np.maximum(self.weights_s + self.kv_s, self.arithmetic_s)
+
+
+def step_floors(loads: StepLoads, ceilings: Ceilings) -> StepFloors:
+    """The least that each step takes where a machine reaches its ceilings."""
+    return StepFloors(
+        loads.weights_bytes / ceilings.bytes_per_s,
+        loads.kv_bytes / ceilings.bytes_per_s,
+        loads.flops / ceilings.flops_per_s,
+    )
+
+
 def ceilings_of(subject: Subject, bench: Bench) -> Ceilings | None:
     """A simulation's own; else those that are known of the run's GPU, or of its processor."""
     hardware = subject.engine.config.get("hardware")

@@ -2,17 +2,15 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from pbench.comparison.runs import EngineRows, MetricSide, RunComparison
 from pbench.figure_text import legend
 from pbench.markdown import escaped
+from pbench.text_tables import print_table, write_markdown_table
 from pbench.units import printable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FORCED = "FORCED: these runs are not of the same thing, and a difference may come from that alone"
 NOTHING_DIFFERS = "no setting differs"
@@ -34,12 +32,12 @@ def write_table(comparison: RunComparison, stream: TextIO) -> None:
     line()
     if comparison.settings:
         rows = ((one.name, *one.values) for one in comparison.settings)
-        _print_table(console, ("settings that differ", *comparison.letters), rows, num_left=1 + len(comparison.runs))
+        print_table(console, ("settings that differ", *comparison.letters), rows, num_left=1 + len(comparison.runs))
     else:
         line(NOTHING_DIFFERS)
     for engine in comparison.engines:
         line()
-        _print_table(console, _headings(comparison, engine), _cells(engine), num_left=1)
+        print_table(console, _headings(comparison, engine), _cells(engine), num_left=1)
     line()
     for mark in _legend(comparison):
         line(mark)
@@ -88,11 +86,12 @@ def write_markdown(comparison: RunComparison, stream: TextIO) -> None:
         stream.write(f"\n**{escaped(warning)}**\n")
     if comparison.settings:
         rows = ((one.name, *one.values) for one in comparison.settings)
-        _write_markdown_table(stream, ("settings that differ", *comparison.letters), rows, ":---")
+        headings = ("settings that differ", *comparison.letters)
+        write_markdown_table(stream, headings, rows, num_left=len(headings))
     else:
         stream.write(f"\n{NOTHING_DIFFERS}\n")
     for engine in comparison.engines:
-        _write_markdown_table(stream, _headings(comparison, engine), _cells(engine), "---:")
+        write_markdown_table(stream, _headings(comparison, engine), _cells(engine), num_left=1)
     stream.write("\n")
     for note in (*_legend(comparison), *comparison.notes):
         stream.write(f"- {escaped(note)}\n")
@@ -154,25 +153,3 @@ def _flags(letter: str, side: MetricSide) -> Iterable[str]:
         yield f"{letter}: wide spread"
     if not side.is_supported:
         yield f"{letter}: unsupported"
-
-
-def _print_table(console: "Console", headings: Sequence[str], rows: Iterable[Sequence[str]], *, num_left: int) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(pad_edge=False, show_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="left" if index < num_left else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
-
-
-def _write_markdown_table(
-    stream: TextIO, headings: Sequence[str], rows: Iterable[Sequence[str]], alignment: str
-) -> None:
-    stream.write("\n")
-    for row in (headings, *rows):
-        stream.write(f"| {' | '.join(map(escaped, row))} |\n")
-        if row is headings:
-            stream.write(f"| --- | {' | '.join([alignment] * (len(headings) - 1))} |\n")

@@ -21,7 +21,7 @@ from pbench.reports.charts.panel import (
 from pbench.reports.palette import BLUE, DARK_GREY, GREEN, GREY, ORANGE, SKY, SURFACE, TEXT, Shade
 from pbench.reports.quantity import NOT_APPLICABLE, format_number, format_quantity
 from pbench.reports.reduction import Floats, spread_rows
-from pbench.reports.roofline import Bench, Ceilings, KernelFigure, StepLoads, ceilings_of, step_loads
+from pbench.reports.roofline import Bench, Ceilings, KernelFigure, StepLoads, ceilings_of, step_floors, step_loads
 from pbench.reports.subjects import Subject, floats
 from pbench.reports.text import plot_label
 
@@ -91,10 +91,9 @@ def _least_parts_s(one: _Loaded) -> list[float]:
     """Seconds in each of _PARTS; those of a step that ran faster than its ceilings allow are cut to its length."""
     assert one.ceilings is not None
     loads, steps = one.loads, one.subject.steps
-    weights = loads.weights_bytes / one.ceilings.bytes_per_s
-    kv = loads.kv_bytes / one.ceilings.bytes_per_s
-    beyond = np.maximum(loads.flops / one.ceilings.flops_per_s - weights - kv, 0)
-    least = weights + kv + beyond
+    floors = step_floors(loads, one.ceilings)
+    weights, kv, least = floors.weights_s, floors.kv_s, floors.least_s
+    beyond = least - weights - kv
     scale = np.minimum(1, np.divide(loads.seconds, least, out=np.zeros_like(least), where=least > 0))
     gaps_s = (floats(steps, "start_ns")[1:] - floats(steps, "end_ns")[:-1]) / 1e9
     parts = [float((part * scale).sum()) for part in (weights, kv, beyond)]

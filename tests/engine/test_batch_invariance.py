@@ -156,8 +156,7 @@ def test_it_computes_what_the_engine_computes_without_it() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("changes", list(_crowds()), ids=str)
-@pytest.mark.parametrize("has_cuda_graphs", [True, False])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(("dtype", "has_cuda_graphs"), [("bfloat16", True), ("bfloat16", False), ("float32", True)])
 def test_on_the_gpu_a_request_has_the_same_bits_alone_and_in_a_crowd(
     dtype: str, has_cuda_graphs: bool, changes: dict[str, object]
 ) -> None:

@@ -25,6 +25,7 @@ _OF_PHASES = (
     " share of what it took for these. Where steps overlap, the host works beside the device; on the CPU the device is"
     " the host in its launch"
 )
+_OF_REPLAYS = "replay: all that a CUDA graph holds; a run with --no-cuda-graphs tells attention from matrix products"
 
 
 def write_table(floors: Sequence[EngineFloor], stream: TextIO) -> None:
@@ -101,7 +102,7 @@ def sentence(floor: EngineFloor) -> str:
         said += (
             f"{_seconds(largest.gap_s)} in {format_number(largest.num_steps)} step{'s' * (largest.num_steps > 1)} with"
             f" {largest.name}:"
-            f" {_seconds(mean_s)} each, and {_seconds(floor_s)} at the floor, which {largest.bound_by} sets"
+            f" {_seconds(mean_s)} each, and {_seconds(floor_s)} at the floor, set by {largest.bound_by}"
         )
     host, device = floor.longest_phase("host"), floor.longest_phase("device")
     if host is not None:
@@ -163,8 +164,11 @@ def _cells(stretch: Stretch, whole: Stretch) -> tuple[str, ...]:
 
 def _notes(floors: Sequence[EngineFloor]) -> Iterator[str]:
     yield from EXPLANATION
-    if any(floor.phases for floor in floors):
+    phases = {part.phase for floor in floors for part in floor.phases}
+    if phases:
         yield _OF_PHASES
+    if "replay" in phases:
+        yield _OF_REPLAYS
 
 
 def _document(stretch: Stretch) -> dict[str, object]:

@@ -197,7 +197,7 @@ def test_by_hand(tmp_path: Path, kernels: Path) -> None:
     assert floor.whole.gap_s == pytest.approx(0.27 - 0.1301)
     assert sentence(floor) == (
         "paged: 140 ms of 270 ms (51.8 %) are above the floor. The largest gap is 99.9 ms in 1 step with only"
-        " prompts: 200 ms each, and 100 ms at the floor, which arithmetic sets."
+        " prompts: 200 ms each, and 100 ms at the floor, set by arithmetic."
     )
 
 
@@ -235,6 +235,14 @@ def test_phases_are_shares_of_the_wall_time_and_the_longest_is_told(tmp_path: Pa
     assert sentence(floor).endswith(
         "The host was in wait for 40 % of the time; within replayed steps the device was in replay for 95 %."
     )
+
+
+def test_what_a_replay_hides_is_told_with_the_remedy(tmp_path: Path, kernels: Path) -> None:
+    for phase, is_told in (("replay", True), ("attention", False)):
+        phases = (PhaseTime("device", "replayed", phase, 20.0, 95.0, 30),)
+        stream = StringIO()
+        WRITERS["table"](floors_of(write_run(tmp_path / phase, [PROMPT], phases), kernels), stream)
+        assert ("--no-cuda-graphs" in stream.getvalue()) == is_told
 
 
 def test_steps_faster_than_the_ceilings_allow_are_not_hidden(tmp_path: Path, kernels: Path) -> None:

@@ -57,9 +57,7 @@ class TokenScores:
         """
         self._num_top_by_row = num_top_by_row
         rows = to_device(list(num_top_by_row), torch.int64, logits.device)
-        wanted = logits[rows].float()
-        # Rows begin at multiples of 16 bytes: a GPU sums a row in another order where it begins elsewhere.
-        log_probs = functional.pad(wanted, (0, -wanted.shape[1] % 4), value=-math.inf).log_softmax(dim=-1)
+        log_probs = _log_probs(logits[rows])
         top = log_probs.topk(max(num_top_by_row.values()), dim=-1)
         self._log_probs = Readback(log_probs.gather(1, tokens[rows, None]).squeeze(1))
         self._top_log_probs, self._top_token_ids = Readback(top.values), Readback(top.indices)
@@ -204,13 +202,22 @@ def beam_candidates(logits: Tensor, samples: Sequence[Sample]) -> dict[int, tupl
     if not rows:
         return {}
     most = min(max(samples[row].num_candidates for row in rows), logits.shape[-1])
-    chosen = logits[to_device(rows, torch.int64, logits.device)].float().log_softmax(dim=-1)
+    chosen = _log_probs(logits[to_device(rows, torch.int64, logits.device)])
     log_probs, token_ids = chosen.topk(most, dim=-1)
     candidates = {}
     for index, row in enumerate(rows):
         count = samples[row].num_candidates
         candidates[row] = (log_probs[index, :count], token_ids[index, :count])
     return candidates
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """float32 (num_rows, at least vocab_size); those of no token, at the end, are -inf.
+
+    So rows begin at multiples of 16 bytes: a GPU sums a row in another order where it begins elsewhere.
+    """
+    padded = functional.pad(logits.float(), (0, -logits.shape[1] % 4), value=-math.inf)
+    return padded.log_softmax(dim=-1)
 
 
 def _candidates(token_ids: list[int], log_probs: list[float]) -> list[Candidate]:

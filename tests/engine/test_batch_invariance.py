@@ -83,6 +83,7 @@ def _crowds() -> Iterator[dict[str, object]]:
     yield {"num_slots": 112, "max_batch_tokens": 24}  # too few: requests are preempted, and computed again
     yield {"num_slots": 112, "preemption": "swap"}
     yield {"has_partial_hits": True, "max_running": 2}
+    yield {"kv_dtype": "fp8", "max_batch_tokens": 24}
 
 
 def crowd_of(config: EngineConfig, changes: dict[str, object]) -> EngineConfig:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pbench.engine.attention import Batch, InvariantAttention
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError
@@ -14,6 +15,7 @@ from pbench.engine.loading import load_engine
 from pbench.engine.model_config import ModelConfig
 from pbench.engine.records import StepRecord
 from pbench.engine.request import Request, SamplingParams
+from pbench.kernels.rotary_write_kv import Rotation
 
 # Vocabularies that are no multiple of a tile, nor of what a GPU loads at once.
 LLAMA = ModelConfig("llama", 97, 48, 80, 2, 4, 2, 16, 256)
@@ -191,3 +193,36 @@ def test_on_the_cpu_it_computes_with_one_thread() -> None:
         replace(CONFIG, num_threads=2)
     load_engine(CONFIG)
     assert torch.get_num_threads() == 1
+
+
+def test_a_step_that_is_padded_to_a_graph_s_layout_attends_as_it_does_alone() -> None:
+    """Rows of the table without a sequence stand between decodes and prompts, and behind both, as in a CUDA graph."""
+    generator = torch.Generator().manual_seed(0)
+    heads = {"query": 4, "key": 2, "value": 2}
+    inputs = [torch.randn(12, count, 16, generator=generator) for count in heads.values()]
+    positions = torch.tensor([20, 3, *range(9, 14), *range(3), 0, 0])  # two decodes, two prompts, two tokens of nobody
+    slots = torch.tensor([20, 35, *range(57, 62), *range(64, 67), -1, -1])
+    rotation = Rotation(torch.rand(32, 2, 8, generator=generator), positions)
+    table = torch.tensor([[0, 1], [2, 0], [3, 0], [4, 0]], dtype=torch.int32)
+    context_lens = torch.tensor([21, 4, 14, 3], dtype=torch.int32)
+    query_start = torch.tensor([2, 7, 10], dtype=torch.int32)
+
+    def attend(rows: list[int], num_decodes: int, query_start: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        pool = torch.randn(1, 5, 2, 2, 16, 16, generator=torch.Generator().manual_seed(1))
+        is_row = torch.tensor([row >= 0 for row in rows])
+        batch = Batch(
+            token_ids=positions[:num_tokens],
+            positions=positions[:num_tokens],
+            slots=slots[:num_tokens],
+            context_lens=torch.where(is_row, context_lens[rows], 0),
+            table=torch.where(is_row[:, None], table[rows], 0),
+            num_decodes=num_decodes,
+            query_start=query_start,
+        )
+        attention = InvariantAttention(batch, pool, is_contiguous=False)
+        turned = rotation._replace(positions=positions[:num_tokens])
+        return attention(0, *(part[:num_tokens].clone() for part in inputs), turned)[:10]
+
+    exact = attend([0, 1, 2, 3], 2, query_start, 10)
+    padded_start = torch.tensor([2, 7, 10, 10, 10], dtype=torch.int32)
+    assert torch.equal(attend([0, 1, -1, -1, -1, 2, 3, -1, -1], 5, padded_start, 12), exact)

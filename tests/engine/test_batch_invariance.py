@@ -219,7 +219,7 @@ def test_a_step_that_is_padded_to_a_graph_s_layout_attends_as_it_does_alone() ->
             num_decodes=num_decodes,
             query_start=query_start,
         )
-        attention = InvariantAttention(batch, pool, is_contiguous=False)
+        attention = InvariantAttention(batch, pool, [None] * len(pool), is_contiguous=False)
         turned = rotation._replace(positions=positions[:num_tokens])
         return attention(0, *(part[:num_tokens].clone() for part in inputs), turned)[:10]
 

@@ -55,7 +55,8 @@ def _glossary() -> tuple[Term, ...]:
 GLOSSARY = _glossary()
 
 _MEANINGS = {term.word.casefold(): term.meaning for term in _WORDS}
-_MENTION = re.compile(rf"\b({'|'.join(sorted(map(re.escape, _MEANINGS), key=len, reverse=True))})(s?)\b", re.IGNORECASE)
+_NAMES = "|".join(sorted(map(re.escape, _MEANINGS), key=len, reverse=True))
+_MENTION = re.compile(rf"(?<![\w-])({_NAMES})(s?)(?![\w-])", re.IGNORECASE)  # not within --kv-memory
 
 
 def explained(text: str) -> Markup:

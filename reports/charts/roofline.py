@@ -27,7 +27,7 @@ from pbench.reports.text import plot_label
 
 _MAX_POINTS = 500
 _SYMBOLS = ("circle", "diamond-open", "x-thin-open", "square-open", "triangle-up-open", "cross-thin-open")
-_OURS = "ours"
+_OURS = "pbench"  # how the names of our own implementations begin; what follows tells variants apart
 _MAX_KERNELS = 24
 
 
@@ -199,10 +199,10 @@ def _add_roof(figure: go.Figure, roof: Ceilings, span: Sequence[float]) -> Float
 
 
 def _kernels_chart(kernels: Sequence[KernelFigure]) -> Chart:
-    ours = [figure for figure in kernels if figure.implementation == _OURS] or list(kernels)
+    ours = [figure for figure in kernels if figure.implementation.split(",")[0] == _OURS] or list(kernels)
     shown = sorted(ours, key=lambda kernel: kernel.share)[:_MAX_KERNELS]
     figure = new_figure("% of the ceiling that binds it", "", hovermode="closest", bargap=ROW_GAP, showlegend=False)
-    labels = [plot_label(f"{kernel.kernel}, {kernel.shape}") for kernel in shown]
+    labels = [plot_label(_kernel_label(kernel)) for kernel in shown]
     figure.add_trace(
         go.Bar(
             x=plain([100 * kernel.share for kernel in shown], 4),
@@ -223,6 +223,11 @@ def _kernels_chart(kernels: Sequence[KernelFigure]) -> Chart:
     )
     summary = f"Each kernel alone, as `pbench kernels` timed it. {which}."
     return Chart("roofline-kernels", "Kernels against the ceilings", summary, figure, rows_height_px(len(labels)))
+
+
+def _kernel_label(kernel: KernelFigure) -> str:
+    variant = kernel.implementation.removeprefix(f"{_OURS}, ")
+    return ", ".join((kernel.kernel, kernel.shape, *([variant] if variant != _OURS else ())))
 
 
 def _table(loaded: Sequence[_Loaded]) -> Table:

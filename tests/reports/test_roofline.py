@@ -21,10 +21,17 @@ from pbench.results import Run
 KERNELS = {
     "ceilings": {"device": "NVIDIA H200", "copy_bytes_per_s": 4e12, "matrix_flops_per_s": 7e14},
     "measurements": [
-        {"kernel": "decode", "shape": "b8", "implementation": "ours", "median_us": 12.5, "share_of_ceiling": 0.83},
+        {"kernel": "decode", "shape": "b8", "implementation": "pbench", "median_us": 12.5, "share_of_ceiling": 0.83},
         {"kernel": "decode", "shape": "b8", "implementation": "torch", "median_us": 40.0, "share_of_ceiling": 0.26},
-        {"kernel": "copy", "shape": "x", "implementation": "ours", "median_us": None, "share_of_ceiling": None},
-        {"kernel": "host", "shape": "decode", "implementation": "ours", "median_us": 8.0, "share_of_ceiling": None},
+        {
+            "kernel": "decode",
+            "shape": "b8",
+            "implementation": "pbench, fp8",
+            "median_us": 9.5,
+            "share_of_ceiling": 0.55,
+        },
+        {"kernel": "copy", "shape": "x", "implementation": "pbench", "median_us": None, "share_of_ceiling": None},
+        {"kernel": "host", "shape": "decode", "implementation": "pbench", "median_us": 8.0, "share_of_ceiling": None},
     ],
 }
 
@@ -85,7 +92,7 @@ def test_what_a_kernel_bench_measured_goes_before_the_data_sheet(
     render_report([run], stream, plotlyjs="directory", bench=known_limits([run], tmp_path / "kernels.json"))
     page = read_page(stream.getvalue())
     (bars,) = page.figures()["roofline-kernels"]["data"]
-    assert (bars["x"], bars["y"]) == ([83], ["decode, b8"])
+    assert (bars["x"], bars["y"]) == ([55, 83], ["decode, b8, fp8", "decode, b8"])
     summary = page.by_id("roofline-steps-summary").text
     assert "4\u202f000 GB/s and 700 TFLOP/s as measured by `pbench kernels` on NVIDIA H200" in summary
 

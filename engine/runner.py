@@ -21,8 +21,6 @@ from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
 
 MAX_CAPTURED_PREFILLS = 32  # in a step that a CUDA graph serves
-# Of a step of all the tokens that one may have: a GPU computes less in the time that the host takes to launch it.
-MAX_CAPTURED_FLOPS = 1.5e13
 
 
 class Runner:
@@ -161,9 +159,7 @@ class Runner:
         """The largest first."""
         max_running, width, can_share = self.config.max_running, self._batches.width, self._batches.can_share
         self._decode_sizes = decode_sizes(max_running)
-        num_weights = self.weights_bytes // self.model.dtype.itemsize
-        step_flops = 2 * num_weights * self.config.max_batch_tokens
-        self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens, step_flops <= MAX_CAPTURED_FLOPS)
+        self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens)
         mixed = [
             Layout(size, min(size, max_running), min(MAX_CAPTURED_PREFILLS, max_running), width, can_share)
             for size in reversed(self._mixed_sizes)

@@ -52,12 +52,7 @@ def decode_sizes(largest: int) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
-def mixed_sizes(max_batch_tokens: int, has_full_step: bool) -> list[int]:
-    """Tokens of steps with prompts in them: above these the device computes for longer than the host launches.
-
-    Where ``has_full_step``, a step of all the tokens that one may have is among them.
-    """
-    sizes = {32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024}
-    if has_full_step:
-        sizes.add(max_batch_tokens)
-    return sorted(size for size in sizes if size <= max_batch_tokens)
+def mixed_sizes(max_batch_tokens: int) -> list[int]:
+    """Tokens of steps with prompts in them: above these the device computes for longer than the host launches."""
+    sizes = [32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024]
+    return [size for size in sizes if size <= max_batch_tokens]

@@ -86,7 +86,7 @@ def _title(where: str, steps: str, part: PhaseTime) -> str:
     if where == "host":
         return "host, all steps"
     number = "" if part.num_steps is None else f"{format_number(part.num_steps)} "
-    return f"within {number}{steps} steps"
+    return f"within {number}{steps} {'step' if part.num_steps == 1 else 'steps'}"
 
 
 def _chart(rows: Sequence[_Row]) -> Chart:

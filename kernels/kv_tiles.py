@@ -28,7 +28,10 @@ def load_query(
     TILE_DIMS: tl.constexpr,
     IS_FP8: tl.constexpr,  # K and V are
 ) -> tuple[tl.tensor, ...]:
-    """Queries in parts: ``(ROWS, TILE_DIMS)``, or two of half the dimensions."""
+    """Queries in parts: ``(ROWS, TILE_DIMS)``, or two of half the dimensions, as float16 unless they are float32.
+
+    Numbers of bfloat16 stay as they are from 2^-14 to 65504.
+    """
     if IS_FP8:
         dims = 2 * tl.arange(0, TILE_DIMS // 2)
         pointers = row_ptr[:, None] + dims[None, :]

@@ -9,12 +9,8 @@ and as a decode.
 import torch
 
 from pbench.kernels.decode_attention import decode_attention_reference
-from pbench.kernels.kv_layout import check_attention
+from pbench.kernels.kv_layout import check_attention, check_query_start
 from pbench.kernels.launch import (
-    check_contiguous,
-    check_dtype,
-    check_rows,
-    check_shape,
     device_limits,
     runs_on_triton,
 )
@@ -45,10 +41,7 @@ def invariant_attention(
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
     check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-    check_shape("query_start", query_start, (table.shape[0] + 1,))
-    check_dtype("query_start", query_start, torch.int32)
-    check_rows("query_start", query_start)
-    check_contiguous("query_start", query_start)
+    check_query_start(query_start, table.shape[0])
     if not runs_on_triton(query):
         return invariant_attention_reference(
             query,

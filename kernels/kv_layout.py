@@ -120,6 +120,17 @@ def check_attention(
     check_rows("context_lens", context_lens)
 
 
+def check_query_start(query_start: torch.Tensor, num_sequences: int) -> None:
+    """Check where the queries of every sequence begin.
+
+    Raises:
+        ValueError: a shape, dtype or stride that the kernels do not take.
+    """
+    check_shape("query_start", query_start, (num_sequences + 1,))
+    check_dtype("query_start", query_start, torch.int32)
+    check_rows("query_start", query_start)
+
+
 def check_kv(kv: torch.Tensor) -> None:
     """Check one layer of the pool.
 

@@ -22,13 +22,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
+from pbench.kernels.kv_layout import check_attention, check_query_start, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
     ceil_div,
     check_contiguous,
     check_dtype,
-    check_rows,
     check_shape,
     device_limits,
     runs_on_triton,
@@ -249,9 +248,7 @@ def prefill_attention(
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
     check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-    check_shape("query_start", query_start, (table.shape[0] + 1,))
-    check_dtype("query_start", query_start, torch.int32)
-    check_rows("query_start", query_start)
+    check_query_start(query_start, table.shape[0])
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     else:

@@ -209,7 +209,10 @@ def test_a_worker_that_still_writes_keeps_its_journal(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert not has_worker(folder)
     job = folder / ".journal" / "paged" / "job.json"
-    with subprocess.Popen([sys.executable, "-c", "input()", str(job)], stdin=subprocess.PIPE) as worker:
+    command = [sys.executable, "-c", "print(flush=True); input()", str(job)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()  # it has started: just after its birth the system does not tell its arguments yet
         assert has_worker(folder)
         assert not has_worker(tmp_path / "another")
         worker.kill()

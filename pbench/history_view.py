@@ -15,11 +15,12 @@ _MAX_TOLD = 3  # steps of a trend, the latest first
 
 def write_table(history: "History", stream: TextIO) -> None:
     """Write a table for every group of runs that can be compared, and what was left out."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=stream, highlight=False)
+    from pbench.console import console_for
+
+    console = console_for(stream)
     for group in history.groups:
         console.print(f"{printable(group.title)}: {len(group.runs)} runs", markup=False, soft_wrap=True)
         table = Table(pad_edge=False, show_edge=False)

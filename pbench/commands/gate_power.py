@@ -48,8 +48,7 @@ def power(
 
     Beside it a naive design: all runs of base, then all of head, and a Mann-Whitney test whether head is slower.
     """
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.gate.paired_statistics import Design
     from pbench.gate.power import Machine, naive_outcomes, paired_outcomes
     from pbench.text_output import check_out, write_out
@@ -61,7 +60,7 @@ def power(
         num_runs: list(naive_outcomes(LOSSES, machine, num_runs, NAIVE_ALPHA, experiments, seed))
         for num_runs in design.looks
     }
-    console = Console(highlight=False)
+    console = console_for()
     console.print(_paired_table(paired))
     console.print(
         f"delta {design.delta:.0%}, alpha {design.alpha:.0%}, looks at {', '.join(map(str, design.looks))} pairs,"

@@ -62,8 +62,8 @@ def kernels(
             raise UsageError(f"options of `pbench kernels {context.invoked_subcommand}` stand behind its name")
         return
     import torch
-    from rich.console import Console
 
+    from pbench.console import console_for
     from pbench.kernel_bench.bench import KernelPlan, document, measure_ceilings, measure_kernels, measure_paging_tax
     from pbench.kernel_bench.view import print_ceilings, print_measurements
     from pbench.text_output import check_out, write_out
@@ -79,7 +79,7 @@ def kernels(
     plan = KernelPlan(
         torch.device("cuda" if is_cuda else "cpu"), kernels or _KERNELS, block_size, samples, seed, not no_peers
     )
-    console = Console(highlight=False)
+    console = console_for()
     if not is_cuda:
         console.print("no GPU: shapes are scaled down and the torch references are timed, not the kernels")
     torch.manual_seed(seed)

@@ -72,8 +72,8 @@ def tune(
     they start.
     """
     import torch
-    from rich.console import Console
 
+    from pbench.console import console_for
     from pbench.kernel_bench.shapes import Heads
     from pbench.kernel_bench.trials import TuningPlan
     from pbench.kernel_bench.view import print_outcome
@@ -96,7 +96,7 @@ def tune(
     shape = Heads(heads, kv_heads, head_dim)
     plan = TuningPlan(device, shape, getattr(torch, dtype), has_fp8=fp8_kv, num_samples=samples, seed=seed)
     write_out(path, table_text(table))  # what cannot be written is refused before the work
-    console = Console(highlight=False)
+    console = console_for()
     torch.manual_seed(seed)
     start, chosen = time.monotonic(), kernels or _KERNELS
     for index, kernel in enumerate(chosen):

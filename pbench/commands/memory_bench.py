@@ -57,14 +57,13 @@ def memory_bench(
       1  one costs more
       2  these options cannot work
     """
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.memory_bench import LAYOUTS, OPERATIONS, BenchPlan, bench_memory
 
     if list(pool_sizes) != sorted(set(pool_sizes)) or len(pool_sizes) < 2:
         raise UsageError(f"--pool {', '.join(map(str, pool_sizes))}: give two or more sizes, the smallest first")
     plan = BenchPlan(pool_sizes, prompt_tokens, block_size, repeats, seed)
-    console = Console(highlight=False)
+    console = console_for()
     with console.status("timing"):
         costs = [cost for layout in LAYOUTS for cost in bench_memory(plan, layout)]
     for layout in LAYOUTS:

@@ -54,12 +54,11 @@ def figure2(num_requests: int, seed: int, out: Path | None) -> None:
 
     The bars show the pool while requests wait for it. Two more rows lay reservations out exactly as the paper's Orca.
     """
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.paper.experiments import figure_2, lengths
     from pbench.paper.view import figure_2_notes, figure_2_table
 
-    console = Console(highlight=False)
+    console = console_for()
     bars = list(_watched(console, figure_2(num_requests, seed), "bars"))
     datasets = {"sharegpt": lengths("sharegpt", num_requests, seed)}
     _print_setting(console, datasets)
@@ -73,9 +72,9 @@ def figure2(num_requests: int, seed: int, out: Path | None) -> None:
 @_options(num_requests=500)
 def sampling(num_requests: int, seed: int, out: Path | None) -> None:
     """How much KV memory parallel samples save by sharing their prompt, beside the paper's ranges."""
-    from rich.console import Console
+    from pbench.console import console_for
 
-    _print_savings(Console(highlight=False), "sampling", num_requests, seed, out)
+    _print_savings(console_for(), "sampling", num_requests, seed, out)
 
 
 @paper.command("beams")
@@ -85,9 +84,9 @@ def beams(num_requests: int, seed: int, out: Path | None) -> None:
 
     No model runs: candidates fall off by a power law whose exponent, between 1 and 6, depends on the context.
     """
-    from rich.console import Console
+    from pbench.console import console_for
 
-    _print_savings(Console(highlight=False), "beams", num_requests, seed, out)
+    _print_savings(console_for(), "beams", num_requests, seed, out)
 
 
 def _print_savings(console: "Console", decoding: "Decoding", num_requests: int, seed: int, out: Path | None) -> None:

@@ -157,9 +157,8 @@ def run(ctx: click.Context, /, **options: Any) -> None:
     Every engine runs in a fresh process with a pool of the same size. What is measured is written to the run folder
     while it is measured; Ctrl-C keeps it.
     """
-    from rich.console import Console
-
     from pbench.comparison.engines import print_comparison
+    from pbench.console import console_for
     from pbench.environment import host_environment
     from pbench.experiment import Experiment, ExperimentPlan
     from pbench.job import ServerAccess
@@ -187,7 +186,7 @@ def run(ctx: click.Context, /, **options: Any) -> None:
         access=ServerAccess(asked.request_timeout, asked.api_key_env),
         profiling=settings.profiling,
     )
-    console = Console(highlight=False)
+    console = console_for()
     for line in settings.lines():
         console.print(line, markup=False, soft_wrap=True)
     result = Experiment(plan, view_for(console)).run()

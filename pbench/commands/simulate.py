@@ -120,8 +120,7 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
     A step takes the time of a roofline: weights and KV bytes over bandwidth or FLOPs over rate, whichever is longer,
     and a fixed overhead. What fits, waits, is shared, wasted and evicted is not a model: it is what the engine does.
     """
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.environment import host_environment, own_process
     from pbench.settings import make_folder, run_id
     from pbench.simulation.run import SimulationPlan
@@ -148,7 +147,7 @@ def simulate(ctx: click.Context, /, workload: str, out: Path | None, jobs: int |
         )
         for size in settings.sizes
     ]
-    console = Console(highlight=False)
+    console = console_for()
     for line in settings.lines():
         console.print(line, markup=False, soft_wrap=True)
     num_processes = jobs or environment["cpu"]["num_usable_cores"] or 1

@@ -25,13 +25,12 @@ def workloads() -> None:
 @workloads.command("list")
 def list_workloads() -> None:
     """List the built-in workloads, and the file formats that are recognised by their content."""
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.workload_view import definitions_table, formats_table
     from pbench.workloads.builtin import BUILT_INS
     from pbench.workloads.readers import FORMATS
 
-    console = Console(highlight=False)
+    console = console_for()
     console.print(definitions_table(BUILT_INS))
     console.print()
     console.print(formats_table(FORMATS))
@@ -57,13 +56,12 @@ def list_workloads() -> None:
 )
 def show(workload: str, block_size: int | None, cache_blocks: tuple[int, ...], **options: Any) -> None:
     """Show lengths, arrivals, what prompts share, and three requests of a workload."""
-    from rich.console import Console
-
+    from pbench.console import console_for
     from pbench.workload_view import parameters_table, print_workload
     from pbench.workloads.catalogue import parameter_owner
 
     loaded = workload_choice(workload, options).load()
-    console = Console(highlight=False)
+    console = console_for()
     print_workload(
         loaded,
         console,

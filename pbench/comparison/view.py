@@ -18,9 +18,9 @@ NOTHING_DIFFERS = "no setting differs"
 
 def write_table(comparison: RunComparison, stream: TextIO) -> None:
     """Write tables: the settings that differ, then every engine's figures."""
-    from rich.console import Console
+    from pbench.console import console_for
 
-    console = Console(file=stream, highlight=False)
+    console = console_for(stream)
 
     def line(text: str = "") -> None:
         console.print(text, markup=False, soft_wrap=True)

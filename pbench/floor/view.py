@@ -30,9 +30,9 @@ _OF_REPLAYS = "replay: all that a CUDA graph holds; a run with --no-cuda-graphs 
 
 def write_table(floors: Sequence[EngineFloor], stream: TextIO) -> None:
     """Write tables for the terminal, each engine's under its sentence."""
-    from rich.console import Console
+    from pbench.console import console_for
 
-    console = Console(file=stream, highlight=False)
+    console = console_for(stream)
     console.width = max(console.width, _LEAST_WIDTH)
 
     def line(text: str = "") -> None:

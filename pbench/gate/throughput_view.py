@@ -27,9 +27,9 @@ def summary(result: ThroughputResult) -> str:
 
 def write_table(result: ThroughputResult, stream: TextIO) -> None:
     """Write the table, what a reader must know, and the summary below it."""
-    from rich.console import Console
+    from pbench.console import console_for
 
-    console = Console(file=stream, highlight=False)
+    console = console_for(stream)
     _print_table(result, console)
     console.print()
     for line in (*_details(result), summary(result)):

@@ -31,9 +31,9 @@ def summary(result: GateResult) -> str:
 
 def write_table(result: GateResult, stream: TextIO) -> None:
     """Write the differences as a table, and the summary below it."""
-    from rich.console import Console
+    from pbench.console import console_for
 
-    console = Console(file=stream, highlight=False)
+    console = console_for(stream)
     if result.differences:
         _print_table(result, console)
         console.print()

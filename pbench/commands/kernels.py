@@ -52,8 +52,9 @@ def kernels(
 
     Buffers rotate, so that a GPU's cache does not flatter; calls are replayed from CUDA graphs; the median of the
     samples counts, with the spread from the 10th to the 90th percentile. Other implementations that can be imported
-    (FlashInfer, flash-attn, vLLM's, torch's own) are timed beside ours on the same inputs. Without a GPU the shapes are
-    scaled down and the torch references are timed: that shows that the bench works, and nothing else.
+    (FlashInfer, flash-attn, vLLM's, torch's own) are timed beside ours on the same inputs, if their results are right,
+    and geometric means say how ours stands beside each. Without a GPU the shapes are scaled down and the torch
+    references are timed: that shows that the bench works, and nothing else.
 
     tune: look for faster ways to cut up the launches of attention on this GPU.
     """

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from pbench.kernel_bench.cases import (
     OURS,
@@ -20,10 +21,13 @@ from pbench.kernel_bench.cases import (
     row_cases,
 )
 from pbench.kernel_bench.ceilings import Ceilings
+from pbench.kernel_bench.comparison import Comparison, comparisons, peer_ratios
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
-from pbench.kernel_bench.peers import Peer, peers
+from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer, result_error
+from pbench.kernel_bench.peers import peers
 from pbench.kernel_bench.shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
-from pbench.kernel_bench.timing import Timing, time_calls, time_host
+from pbench.kernel_bench.timing import time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
 ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
@@ -55,27 +59,6 @@ class KernelPlan:
     def dtype(self) -> torch.dtype:
         """Of all numbers: what models are served in on a GPU, and what every processor multiplies elsewhere."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One implementation of one kernel on one shape."""
-
-    kernel: str
-    shape: str
-    implementation: str
-    num_bytes: int  # the least that a call must move
-    flops: int
-    timing: Timing | None  # None: it failed
-    error: float | None = None  # relative to float64; of a copy and of choices, how many differ
-    failure: str | None = None
-    slowdown: float | None = None  # of the paging tax: over contiguous addressing
-
-    def share(self, ceilings: Ceilings) -> float | None:
-        """Of what the machine reaches; above 1 where a cache serves what was counted as memory; None of host times."""
-        if self.timing is None or not (self.num_bytes or self.flops):
-            return None
-        return ceilings.least_us(self.num_bytes, self.flops) / self.timing.median_us
 
 
 def measure_ceilings(plan: KernelPlan) -> Ceilings:
@@ -124,7 +107,8 @@ def measure_paging_tax(plan: KernelPlan) -> Iterator[Measurement]:
     heads = plan.size.heads
     for shape in taxed_shapes(plan.size):
         inputs = attention_inputs(shape, heads, 1, buffers, is_contiguous=True)
-        base = replace(_measure(_ours(inputs, plan), plan), kernel="paging tax", implementation=CONTIGUOUS)
+        base = _measure(_ours(inputs, plan), plan)
+        base = replace(base, kernel="paging tax", implementation=CONTIGUOUS, is_paged=False)
         yield base
         for block_size in TAXED_BLOCK_SIZES:
             del inputs
@@ -139,6 +123,7 @@ def measure_paging_tax(plan: KernelPlan) -> Iterator[Measurement]:
 
 def document(ceilings: Ceilings, measurements: list[Measurement], plan: KernelPlan) -> dict[str, Any]:
     """All of it as plain data, raw samples included."""
+    ratios = peer_ratios(measurements)
     return {
         "ceilings": {
             "device": ceilings.device,
@@ -149,7 +134,18 @@ def document(ceilings: Ceilings, measurements: list[Measurement], plan: KernelPl
         "dtype": str(plan.dtype).removeprefix("torch."),
         "block_size": plan.block_size,
         "seed": plan.seed,
-        "measurements": [_fields(measurement, ceilings) for measurement in measurements],
+        "measurements": [_fields(one, ceilings) | {"pbench_over_it": ratios.get(one)} for one in measurements],
+        "comparisons": [_comparison_fields(comparison) for comparison in comparisons(measurements)],
+    }
+
+
+def _comparison_fields(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "kernel": comparison.kernel,
+        "peer": comparison.peer,
+        "num_shapes": len(comparison.ratios),
+        "geometric_mean": comparison.geometric_mean,
+        "worst": comparison.worst._asdict(),
     }
 
 
@@ -167,6 +163,7 @@ def _fields(measurement: Measurement, ceilings: Ceilings) -> dict[str, Any]:
         "error": measurement.error,
         "failure": measurement.failure,
         "slowdown": measurement.slowdown,
+        "is_paged": measurement.is_paged,
         "calls_per_sample": timing and timing.num_calls,
         "samples_us": timing and list(timing.samples_us),
     }
@@ -174,7 +171,8 @@ def _fields(measurement: Measurement, ceilings: Ceilings) -> dict[str, Any]:
 
 def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
     inputs = attention_inputs(shape, plan.size.heads, plan.block_size, buffers)
-    ours = _measure(_ours(inputs, plan), plan)
+    case = _ours(inputs, plan)()
+    ours = _time(case, plan)
     yield ours
     if shape.num_shared_tokens and plan.device.type == "cuda":
         yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
@@ -182,7 +180,7 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
         yield _measure(_ours(inputs, plan, OURS_FP8), plan)
     if plan.has_peers:
         for peer in peers(inputs):
-            yield _measure(_theirs(peer, inputs, ours), plan, ours, peer.name)
+            yield _measure_peer(peer, inputs, case, ours, plan)
 
 
 def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Callable[[], Case]:
@@ -192,28 +190,31 @@ def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS)
     return lambda: attention_case(inputs, num_bytes, flops, implementation)
 
 
-def _theirs(peer: Peer, inputs: AttentionInputs, ours: Measurement) -> Callable[[], Case]:
-    def build() -> Case:
-        calls = peer.prepare(inputs)
-        kernel, shape = inputs.shape.kernel, inputs.shape.name
-        return Case(
-            kernel, shape, peer.name, calls, ours.num_bytes, ours.flops, lambda: attention_error(inputs, calls[0]())
-        )
-
-    return build
+def _measure(build: Callable[[], Case], plan: KernelPlan) -> Measurement:
+    return _time(build(), plan)
 
 
-def _measure(
-    build: Callable[[], Case], plan: KernelPlan, ours: Measurement | None = None, name: str = OURS
-) -> Measurement:
-    """Build and time a case. A peer that fails (``ours`` is given) is kept with its reason; our own failures go up."""
-    try:
-        case = build()
-        timing = time_calls(case.calls, plan.device, plan.num_samples)
-        error = case.error() if case.error else None
-    except Exception as failure:
-        if ours is None:
-            raise
-        reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
-        return replace(ours, implementation=name, timing=None, error=None, failure=reason)
+def _time(case: Case, plan: KernelPlan) -> Measurement:
+    timing = time_calls(case.calls, plan.device, plan.num_samples)
+    error = case.error() if case.error else None
     return Measurement(case.kernel, case.shape, case.implementation, case.num_bytes, case.flops, timing, error)
+
+
+def _measure_peer(peer: Peer, inputs: AttentionInputs, case: Case, ours: Measurement, plan: KernelPlan) -> Measurement:
+    """Time a peer whose results are those of our ``case``. One that fails or computes something else has no time.
+
+    What a package raises is its own choice, so all of it is caught; what fails in our own kernels goes up.
+    """
+    theirs = replace(ours, implementation=peer.name, timing=None, error=None, is_paged=peer.is_paged)
+    places = (0, -1)  # of calls, each of which has a table and a plan of its own
+    expected = [cast(Tensor, case.calls[place]()) for place in places]
+    try:
+        calls = peer.prepare(inputs)
+        results = [calls[place]() for place in places]
+        error, own_error = result_error(inputs, results, expected), attention_error(inputs, expected[0])
+        theirs = replace(theirs, error=error)
+        if not error <= MAX_ERROR_RATIO * own_error:  # NaN is not either
+            return replace(theirs, failure=f"wrong: {error:.1e} away from the right result, ours {own_error:.1e}")
+        return replace(theirs, timing=time_calls(calls, plan.device, plan.num_samples))
+    except Exception as failure:
+        return replace(theirs, failure=f"{type(failure).__name__}: {failure}".splitlines()[0])

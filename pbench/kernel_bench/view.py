@@ -1,15 +1,19 @@
 """The measurements of kernels as a table for a person."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from pbench.kernel_bench.bench import Measurement
 from pbench.kernel_bench.ceilings import Ceilings
+from pbench.kernel_bench.comparison import FASTEST, Comparison, comparisons, peer_ratios
+from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.search import Outcome
 from pbench.kernels.tiling import Tiling
 from pbench.units import printable
+
+# Columns that stand only where something is in them.
+OPTIONAL = ("slowdown", "pbench / it")
 
 
 def print_ceilings(ceilings: Ceilings, console: Console) -> None:
@@ -23,44 +27,85 @@ def print_ceilings(ceilings: Ceilings, console: Console) -> None:
 
 
 def print_measurements(measurements: Sequence[Measurement], ceilings: Ceilings, console: Console) -> None:
-    """One table for each kernel, in the order in which they were measured."""
+    """One table for each kernel, in the order in which they were measured, then how they stand beside others."""
+    ratios = peer_ratios(measurements)
     for kernel in dict.fromkeys(measurement.kernel for measurement in measurements):
+        rows = [one for one in measurements if one.kernel == kernel]
         console.print()
-        console.print(_table(kernel, [one for one in measurements if one.kernel == kernel], ceilings))
+        console.print(_table(kernel, rows, ratios, ceilings))
+        for line in _failures(rows):
+            console.print(line, markup=False, soft_wrap=True)
+    print_comparisons(list(comparisons(measurements)), console)
 
 
-def _table(kernel: str, measurements: Sequence[Measurement], ceilings: Ceilings) -> Table:
+def print_comparisons(beside: Sequence[Comparison], console: Console) -> None:
+    """Geometric means of ratios, and where ours does worst; nothing where nothing was compared."""
+    if not beside:
+        return
+    table = Table(title="pbench's time over that of others", title_justify="left", show_edge=False, pad_edge=False)
+    for title in ("kernel", "beside"):
+        table.add_column(title, no_wrap=True)
+    for title in ("shapes", "geometric mean", "worst"):
+        table.add_column(title, justify="right")
+    table.add_column("on", no_wrap=True)
+    previous = None
+    for one in beside:
+        worst = one.worst
+        place = f"{worst.shape}: {worst.peer}" if one.peer == FASTEST else worst.shape
+        numbers = (str(len(one.ratios)), f"{one.geometric_mean:.3f}", f"{worst.ratio:.3f}")
+        table.add_row("" if one.kernel == previous else one.kernel, one.peer, *numbers, place)
+        previous = one.kernel
+    console.print()
+    console.print(table)
+
+
+def _table(
+    kernel: str, measurements: Sequence[Measurement], ratios: Mapping[Measurement, float], ceilings: Ceilings
+) -> Table:
     has_flops = any(
         one.flops * ceilings.copy_bytes_per_s > one.num_bytes * ceilings.matrix_flops_per_s for one in measurements
     )
-    has_tax = any(one.slowdown is not None for one in measurements)
     table = Table(title=kernel, title_justify="left", show_edge=False, pad_edge=False)
     table.add_column("shape", no_wrap=True)
     table.add_column("implementation", no_wrap=True)
-    rate = "TFLOP/s" if has_flops else "GB/s"
-    for title in ("us", "spread", rate, "ceiling", *(["slowdown"] if has_tax else []), "error"):
+    rows = [_cells(one, ratios.get(one), ceilings, has_flops) for one in measurements]
+    titles = [title for title in rows[0] if title not in OPTIONAL or any(row[title] for row in rows)]
+    for title in titles:
         table.add_column(title, justify="right")
     previous = None
-    for one in measurements:
-        table.add_row("" if one.shape == previous else one.shape, *_cells(one, ceilings, has_flops, has_tax))
+    for one, row in zip(measurements, rows, strict=True):
+        table.add_row("" if one.shape == previous else one.shape, one.implementation, *(row[title] for title in titles))
         previous = one.shape
     return table
 
 
-def _cells(one: Measurement, ceilings: Ceilings, has_flops: bool, has_tax: bool) -> list[str]:
-    if one.timing is None:
-        return [one.implementation, f"failed: {printable(one.failure or '')}"]
-    share = one.share(ceilings)
-    rate = one.flops / one.timing.median_us / 1e6 if has_flops else one.num_bytes / one.timing.median_us / 1e3
-    cells = [
-        one.implementation,
-        f"{one.timing.median_us:,.1f}",
-        f"{one.timing.spread:.1%}",
-        *(["", ""] if share is None else [f"{rate:,.1f}", f"{share:.2f}"]),
-    ]
-    if has_tax:
-        cells.append("" if one.slowdown is None else f"{one.slowdown:.3f}")
-    return [*cells, "" if one.error is None else f"{one.error:.1e}"]
+def _cells(one: Measurement, ratio: float | None, ceilings: Ceilings, has_flops: bool) -> dict[str, str]:
+    """By the titles of their columns."""
+    timing, rate = one.timing, None
+    if timing and (one.num_bytes or one.flops):
+        rate = one.flops / timing.median_us / 1e6 if has_flops else one.num_bytes / timing.median_us / 1e3
+    return {
+        "us": f"{timing.median_us:,.1f}" if timing else "failed",
+        "spread": f"{timing.spread:.1%}" if timing else "",
+        "TFLOP/s" if has_flops else "GB/s": _number(rate, ",.1f"),
+        "ceiling": _number(one.share(ceilings), ".2f"),
+        "slowdown": _number(one.slowdown, ".3f"),
+        "pbench / it": _number(ratio, ".3f"),
+        "error": _number(one.error, ".1e"),
+    }
+
+
+def _number(number: float | None, form: str) -> str:
+    return "" if number is None else format(number, form)
+
+
+def _failures(measurements: Sequence[Measurement]) -> list[str]:
+    """One line for each implementation and reason, with its shapes."""
+    shapes: dict[tuple[str, str], list[str]] = {}
+    for one in measurements:
+        if one.failure:
+            shapes.setdefault((one.implementation, one.failure), []).append(one.shape)
+    return [f"{name} failed on {', '.join(names)}: {printable(reason)}" for (name, reason), names in shapes.items()]
 
 
 def print_outcome(kernel: str, outcome: Outcome, console: Console) -> None:

@@ -12,11 +12,12 @@ import torch
 from pbench.__main__ import main
 from pbench.kernel_bench import bench as kernel_bench
 from pbench.kernel_bench import timing as kernel_timing
-from pbench.kernel_bench.bench import ATTENTION_KERNELS, KernelPlan, Measurement, measure_kernels, measure_paging_tax
+from pbench.kernel_bench.bench import ATTENTION_KERNELS, KernelPlan, measure_kernels, measure_paging_tax
 from pbench.kernel_bench.cases import CHOICES, attention_error
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
-from pbench.kernel_bench.peers import Peer
+from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.peer import Peer
 from pbench.kernel_bench.shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
 from pbench.kernel_bench.timing import HOST_CALLS, Timing, time_host
 from pbench.kernels.decode_attention import decode_attention_reference

@@ -22,6 +22,10 @@ THROTTLE_BITS = 0x08 | 0x20 | 0x40 | 0x80
 CLOCK_DROP = 0.05
 FOREIGN_CPU_SHARE = 0.25
 
+BUSY = ("user", "nice", "system", "irq", "softirq", "steal")  # of what the time of a core is divided into
+STAT = Path("/proc/stat")
+STAT_FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")  # proc(5)
+
 THROTTLE, FOREIGN, CLOCK = "throttle", "foreign-process", "clock-drop"
 
 DISCARD_RULES: Mapping[str, str] = {
@@ -123,9 +127,27 @@ def _cores() -> list[int]:
 
 def _busy_s() -> float:
     """CPU time that our cores spent on anybody since the machine started, in seconds."""
-    by_core = psutil.cpu_times(percpu=True)
-    busy = ("user", "nice", "system", "irq", "softirq", "steal")
-    return sum(float(getattr(by_core[core], name, 0.0)) for core in _cores() for name in busy)
+    by_core = _busy_by_core()
+    return sum(by_core.get(core, 0.0) for core in _cores())
+
+
+def _busy_by_core() -> dict[int, float]:
+    """Seconds by the number of the core. psutil has places instead: on Linux, without the cores that are offline."""
+    try:
+        lines = STAT.read_text(encoding="ascii").splitlines()
+    except OSError:  # no Linux
+        return {
+            core: sum(float(getattr(times, name, 0.0)) for name in BUSY)
+            for core, times in enumerate(psutil.cpu_times(percpu=True))
+        }
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    by_core = {}
+    for line in lines:
+        if line.startswith("cpu") and not line.startswith("cpu "):  # which is of all cores together
+            label, *ticks = line.split()
+            busy = sum(int(number) for number, name in zip(ticks, STAT_FIELDS, strict=False) if name in BUSY)
+            by_core[int(label.removeprefix("cpu"))] = busy / ticks_per_s
+    return by_core
 
 
 def _own_s() -> float:

@@ -325,11 +325,32 @@ def test_cpu_time_of_a_process_that_was_waited_for_is_our_own_and_the_machine_sp
     assert run_conditions._busy_s() - busy_s >= 0.25  # in ticks
 
 
-def test_only_the_cores_that_we_may_run_on_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cores 1 and 3 are ours."""
+    monkeypatch.setattr(run_conditions.os, "sched_getaffinity", lambda process_id: {1, 3}, raising=False)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_only_the_cores_that_we_may_run_on_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cores = [SimpleNamespace(user=10.0**core, system=0.5, idle=99.0) for core in range(4)]
     monkeypatch.setattr(run_conditions.psutil, "cpu_times", lambda percpu: cores)
-    monkeypatch.setattr(run_conditions.os, "sched_getaffinity", lambda process_id: {1, 2}, raising=False)
-    assert run_conditions._busy_s() == 10 + 100 + 1
+    monkeypatch.setattr(run_conditions, "STAT", tmp_path / "there is none")
+    assert run_conditions._busy_s() == 10 + 1000 + 1
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_cores_are_known_by_their_numbers_where_some_are_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stat, ticks_per_s = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    lines = (
+        [core, *(ticks * ticks_per_s for ticks in (user, 2, 3, 1000, 1000, 4, 5, 6, 1000, 1000))]
+        for core, user in (("cpu", 9999), ("cpu0", 500), ("cpu1", 10), ("cpu3", 70), ("cpu7", 500))
+    )
+    stat.write_text("".join(" ".join(map(str, line)) + "\n" for line in lines) + "intr 5 6\nctxt 7\n")
+    monkeypatch.setattr(run_conditions, "STAT", stat)
+    assert run_conditions._busy_s() == 10 + 70 + 2 * (2 + 3 + 4 + 5 + 6)
 
 
 def test_the_cpu_that_others_used_is_what_is_not_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

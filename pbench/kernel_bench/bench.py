@@ -21,7 +21,7 @@ from pbench.kernel_bench.cases import (
     row_cases,
 )
 from pbench.kernel_bench.ceilings import Ceilings
-from pbench.kernel_bench.comparison import Comparison, comparisons, peer_ratios
+from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_ratios
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer, result_error
@@ -178,9 +178,11 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
         yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
     if not shape.is_prefill and plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
         yield _measure(_ours(inputs, plan, OURS_FP8), plan)
-    if plan.has_peers:
-        for peer in peers(inputs):
-            yield _measure_peer(peer, inputs, case, ours, plan)
+    beside = tuple(peers(inputs)) if plan.has_peers else ()
+    for peer in beside:
+        yield _measure_peer(peer, inputs, case, ours, plan)
+    if beside:
+        yield replace(_time(case, plan), implementation=AGAIN)
 
 
 def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Callable[[], Case]:

@@ -4,6 +4,7 @@ The other tests look at many more shapes, and have their own tiles cut. These ar
 memory and make a GPU a hundred times slower (test_sanitizer.py); without a GPU the launchers run their references.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,7 @@ def test_attention_over_8_bit_floats(build, device, is_prefill):
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU does not convert 8-bit floats")
     cache, query = build(BF16, 128, 16, sum(QUERY_LENS) if is_prefill else len(CONTEXT_LENS))
-    cache = type(cache)(cache.kv.to(FP8), cache.table, cache.context_lens, False)
-    (assert_prefills if is_prefill else assert_decodes)(cache, query)
+    (assert_prefills if is_prefill else assert_decodes)(replace(cache, kv=cache.kv.to(FP8)), query)
 
 
 @pytest.mark.parametrize("kv_dtype", [None, FP8], ids=["same", "fp8"])
@@ -179,11 +179,7 @@ def test_rotary_and_write_kv(device, kv_dtype, has_norms):
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bfloat16", "float32"])
 def test_rows(device, dtype):
-    x, residual, weight = (
-        random(3, 5, 200, dtype=dtype, device=device)[:, :, :] + 1,
-        random(5, 200, dtype=dtype, device=device),
-        random(200, dtype=dtype, device=device),
-    )
+    x, residual, weight = (random(*shape, dtype=dtype, device=device) for shape in ((3, 5, 200), (5, 200), (200,)))
     assert_near(rms_norm(x[0], weight, 1e-5), rms_norm_reference(x[0].double(), weight.double(), 1e-5))
     expected = add_rms_norm_reference(x[1], residual, weight, 1e-5)
     for result, right in zip(add_rms_norm(x[1], residual, weight, 1e-5), expected, strict=True):
@@ -224,8 +220,8 @@ def test_swaps(device):
     expected = pool.clone()
     expected[:, 3], expected[:, 1] = expected[:, 5], expected[:, 2]
     swapper = Swapper(pool, 2)
-    swapper.run(Swaps(out=((5, 1), (2, 0)), back=()))
-    swapper.run(Swaps(out=(), back=((1, 3), (0, 1))))
+    swapper.run(Swaps(out=[(5, 1), (2, 0)], back=[]))
+    swapper.run(Swaps(out=[], back=[(1, 3), (0, 1)]))
     assert torch.equal(pool, expected)
 
 

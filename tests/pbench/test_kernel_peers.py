@@ -21,7 +21,7 @@ from pbench.kernel_bench import bench as kernel_bench
 from pbench.kernel_bench.bench import KernelPlan, document, measure_kernels
 from pbench.kernel_bench.cases import OURS, OURS_FLAT, attention_case
 from pbench.kernel_bench.ceilings import Ceilings
-from pbench.kernel_bench.comparison import FASTEST, Ratio, comparisons, peer_ratios
+from pbench.kernel_bench.comparison import AGAIN, FASTEST, Ratio, comparisons, peer_ratios
 from pbench.kernel_bench.flashinfer_peers import flashinfer_peers
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
@@ -67,8 +67,10 @@ def measured(
 
 def test_a_peer_with_our_result_is_timed_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     measurements = measure(monkeypatch, Peer("theirs", right, is_paged=False))
-    ours, theirs = measurements[::2], measurements[1::2]
+    ours, theirs, again = (measurements[place::3] for place in range(3))
     assert {one.implementation for one in ours} == {OURS}
+    assert {one.implementation for one in again} == {AGAIN}
+    assert [one.shape for one in again] == [one.shape for one in ours]
     for own, other in zip(ours, theirs, strict=True):
         assert (other.shape, other.implementation, other.failure) == (own.shape, "theirs", None)
         assert other.timing is not None
@@ -92,7 +94,7 @@ def test_a_peer_with_our_result_is_timed_beside_ours(monkeypatch: pytest.MonkeyP
 def test_a_peer_with_another_result_has_no_time(
     monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor], places: tuple[int, ...]
 ) -> None:
-    for other in measure(monkeypatch, spoilt(spoil, places))[1::2]:
+    for other in measure(monkeypatch, spoilt(spoil, places))[1::3]:
         assert other.timing is None
         assert other.failure is not None
         assert other.failure.startswith("wrong: ")
@@ -104,7 +106,7 @@ def test_one_token_left_out_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def prepare(inputs: AttentionInputs) -> tuple[Call, ...]:
         return right(replace(inputs, context_lens=inputs.context_lens - 1))
 
-    for other in measure(monkeypatch, Peer("theirs", prepare), kernel="decode")[1::2]:
+    for other in measure(monkeypatch, Peer("theirs", prepare), kernel="decode")[1::3]:
         assert other.timing is None
         assert other.error is not None
         assert other.error > 1e-3
@@ -133,14 +135,15 @@ def test_geometric_means_are_of_our_time_over_that_of_the_fastest_on_blocks() ->
         measured("a", "x", 20.0),
         measured("a", "y", 40.0),
         measured("a", "z", 5.0, is_paged=False),
+        measured("a", AGAIN, 8.0),
         measured("b", OURS, 10.0),
         measured("b", "x", None),
         measured("b", "y", 5.0),
         measured("a", "x", 1.0, kernel="alone"),
     ]
-    assert list(peer_ratios(measurements).values()) == [0.5, 0.25, 2.0, 2.0]
+    assert list(peer_ratios(measurements).values()) == [0.5, 0.25, 2.0, 1.25, 2.0]
     by_peer = {one.peer: one for one in comparisons(measurements)}
-    assert list(by_peer) == [FASTEST, "x", "y", "z"]
+    assert list(by_peer) == [FASTEST, "x", "y", "z", AGAIN]
     assert by_peer[FASTEST].ratios == (Ratio("a", "x", 0.5), Ratio("b", "y", 2.0))
     assert by_peer[FASTEST].geometric_mean == pytest.approx(1.0)
     assert by_peer[FASTEST].worst == Ratio("b", "y", 2.0)

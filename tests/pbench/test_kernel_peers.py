@@ -304,3 +304,15 @@ def test_flashinfer_is_told_of_the_blocks_that_ours_reads(
         assert result_error(inputs, results, expected) < 1e-5, peer.name
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert not any(" fa" in peer.name for peer in flashinfer_peers(inputs))
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(900)  # FlashInfer compiles its kernels when they are first used
+@pytest.mark.parametrize("name", ["8 x 2048", "64 of mean 2048", "64 x (1024 + 256)", "1 x 2048"])
+def test_peers_that_are_installed_compute_what_ours_does(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    [shape] = [one for one in attention_shapes(GPU_SIZE, 0) if one.name == name]
+    monkeypatch.setattr(kernel_bench, "attention_shapes", lambda *_size_and_seed: [shape])
+    measurements = list(measure_kernels(KernelPlan(torch.device("cuda"), kernels=(shape.kernel,), num_samples=3)))
+    assert [one for one in measurements if one.failure] == []
+    is_uniform = shape.kernel in ("decode", "prefill")
+    assert ("torch sdpa" in {one.implementation for one in measurements}) == is_uniform

@@ -5,11 +5,12 @@ would shadow Hugging Face's package of that name, which transformers imports.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["HAS_TRITON", "IS_INTERPRETED", "is_interpreted", "jit", "tl"]
+__all__ = ["HAS_TRITON", "IS_INTERPRETED", "has_known_gluon", "is_interpreted", "jit", "tl"]
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -41,6 +42,12 @@ def jit(
         )
 
     return decorate
+
+
+@cache
+def has_known_gluon() -> bool:
+    """Whether Gluon, Triton's lower layer, is of a version that our kernels were run with: it changes between them."""
+    return HAS_TRITON and triton.__version__.startswith(("3.6.", "3.7."))
 
 
 def is_interpreted() -> bool:

@@ -13,7 +13,8 @@ Computed tile by tile with an online softmax (FlashAttention-2, Dao, 2023, https
 A tile of rows holds (query, head of the group) pairs, heads fastest, so that all heads of a group share the K
 and V that they read. Tiles of K and V that every row sees whole are not masked; only those on the diagonal
 are, and those where windows begin; what no row sees is not read. The grid depends on shapes alone, and a program
-finds on the device whose tile is its own, so one CUDA graph serves any lengths.
+finds on the device whose tile is its own, so one CUDA graph serves any lengths. On Hopper most prompts go to the kernel
+of hopper_prefill.py instead.
 """
 
 import math
@@ -21,7 +22,7 @@ import math
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from pbench.kernels.compiler import jit, tl
+from pbench.kernels.compiler import has_known_gluon, jit, tl
 from pbench.kernels.kv_layout import check_attention, check_query_start, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
@@ -37,6 +38,8 @@ from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
 
 TILE_SEQUENCES = 64
+HOPPER = (9, 0)
+MIN_HOPPER_ROWS = 128  # of a KV head: one tile of that kernel
 
 
 @jit()
@@ -272,6 +275,20 @@ def prefill_attention(
         rows = slice(int(query_start[0]), int(query_start[-1]))
         out[rows] = result[rows]
         return out
+    if suits_hopper(query, kv, is_contiguous, window, soft_cap):
+        from pbench.kernels.hopper_prefill import hopper_prefill_attention
+
+        return hopper_prefill_attention(
+            query,
+            kv,
+            table,
+            query_start,
+            context_lens,
+            out,
+            scale=scale,
+            key_scale=key_scale,
+            value_scale=value_scale,
+        )
     return prefill_attention_triton(
         query,
         kv,
@@ -286,6 +303,30 @@ def prefill_attention(
         value_scale=value_scale,
         window=window,
         soft_cap=soft_cap,
+    )
+
+
+def suits_hopper(
+    query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool, window: int | None, soft_cap: float | None
+) -> bool:
+    """Whether the kernel of hopper_prefill.py computes this: on a Hopper GPU, if it knows the layout."""
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads, block_size = kv.shape[2:4]
+    return (
+        has_known_gluon()
+        and runs_on_triton(query)
+        and device_limits(query).capability == HOPPER
+        and not is_contiguous
+        and window is None
+        and soft_cap is None
+        and query.dtype == kv.dtype
+        and query.element_size() == 2
+        and head_dim in (64, 128)
+        and block_size >= 16
+        and block_size.bit_count() == 1
+        and query.shape[0] * num_heads >= MIN_HOPPER_ROWS * num_kv_heads
+        and kv.data_ptr() % 16 == 0
+        and kv.numel() // head_dim < 2**31  # rows are counted in 32 bits
     )
 
 

@@ -79,12 +79,34 @@ def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
 
 
+def compile_gluon_kernel(kernel, constants, descriptors, dtype, **options):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    signature, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in descriptors:
+            signature[name] = descriptors[name]
+        elif name.endswith("_ptr"):
+            signature[name] = INTEGER_POINTERS.get(name, f"*{dtype}")
+            if name not in INTEGER_POINTERS:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    source = GluonASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
 def compile_all():
     from pbench.kernels import (
         choose_tokens,
         copy_blocks,
         decode_attention,
         decode_plan,
+        hopper_prefill,
         matmul,
         prefill_attention,
         rms_norm,
@@ -117,6 +139,12 @@ def compile_all():
             compile_kernel(prefill_attention._prefill_attention_kernel, prefill | CUT, dtype)
     print("decode_attention")
     print("prefill_attention")
+    for head_dim, block_size, dtype in ((128, 16, "bf16"), (64, 64, "fp16"), (128, 256, "bf16")):
+        box = min(block_size, hopper_prefill.TILE_TOKENS.value)
+        paged = HEADS | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BOX": box}
+        boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
+        compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
+    print("hopper_prefill")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
     shared |= {"TILE_ROWS": 128}
     for cap in (None, 50.0):

@@ -17,7 +17,8 @@ from pbench.kernels.launch import (
     runs_on_triton,
 )
 
-TILE_SIZE = 8192
+# One load of 16 bytes a thread: on an H200 so many small programs moved 4 % more than a quarter of them did.
+TILE_SIZE = 2048
 
 
 @jit(do_not_specialize_on_alignment=("pairs_ptr",))

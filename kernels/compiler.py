@@ -10,16 +10,31 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["HAS_TRITON", "IS_INTERPRETED", "has_known_gluon", "is_interpreted", "jit", "tl"]
+__all__ = [
+    "HAS_TRITON",
+    "IS_INTERPRETED",
+    "has_known_gluon",
+    "is_interpreted",
+    "jit",
+    "let_next_launch",
+    "tl",
+    "wait_for_previous",
+]
 
 HAS_TRITON = find_spec("triton") is not None
 
 if HAS_TRITON:
     import triton
     from triton import language as tl
+
+    # Of a kernel that is launched early (launch.py): the first thing that it does is wait until the kernel before it is
+    # done and what that wrote is there. Then, not before, it may let the next one be launched, which waits in its turn.
+    from triton.language.extra.cuda import gdc_launch_dependents as let_next_launch
+    from triton.language.extra.cuda import gdc_wait as wait_for_previous
 else:
     # What the signatures of kernels name; nothing else of Triton is touched before a kernel is launched.
     tl = SimpleNamespace(constexpr=object, pointer_type=object, tensor=object, tuple=tuple)
+    let_next_launch = wait_for_previous = None
 
 
 def jit(

@@ -18,29 +18,32 @@ sequence's own tokens begin behind them; whoever completes a row merges what the
 """
 
 import math
-from collections.abc import Hashable
 
 import torch
 
-from pbench.kernels.compiler import jit, tl
-from pbench.kernels.decode_plan import ROW_UNITS, DecodePlan, plan_decode, row_tiles, window_start
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
-from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
+from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
+    can_launch_early,
     check_contiguous,
     check_dtype,
     check_shape,
     device_limits,
     runs_on_triton,
 )
-from pbench.kernels.launcher import Checked, Launch, Launcher, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
 from pbench.kernels.tiling import Operands, SharedTiling
 from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tiling
 
-# Numbers that the merge of a row's pieces loads at once.
-MERGE_NUMEL = 8192
+# Numbers of a row's pieces that a thread holds at once when it merges them; half as many where it has no registers for
+# so many and their sums. On an H200 one sequence of 8192 tokens, in 32 pieces, took 16.5 us with 128 and about 20 with
+# 64.
+MERGE_NUMEL = 128
+MERGE_REGISTERS = 240
 LOG2_E = math.log2(math.e)
 
 
@@ -83,6 +86,20 @@ def _merge_pieces(
     return acc / total[:, None], top + tl.log2(total)
 
 
+@jit()
+def _row_heads(
+    row: tl.tensor,  # of a sequence
+    ROWS: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_ROW_TILES: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The query heads of a row: ``(ROWS,)``, and which of them there are."""
+    places = tl.arange(0, ROWS)
+    group_places = (row % NUM_ROW_TILES) * TILE_ROWS + places
+    return row // NUM_ROW_TILES * GROUP + group_places, (places < TILE_ROWS) & (group_places < GROUP)
+
+
 @jit(
     do_not_specialize=("table_stride", "num_slots", "num_sequences"),
     do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr", "own_start_ptr", "num_levels_ptr"),
@@ -93,8 +110,8 @@ def _decode_attention_kernel(
     table_ptr: tl.pointer_type,  # (num_sequences, width)
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
     out_ptr: tl.pointer_type,  # (num_sequences, NUM_HEADS, HEAD_DIM)
-    schedule_ptr: tl.pointer_type,  # (1 + num_sequences + num_programs,): see decode_plan.py
-    num_arrived_ptr: tl.pointer_type,  # (num_sequences * NUM_ROWS,)
+    schedule_ptr: tl.pointer_type,  # (num_programs, NUM_FIELDS): see decode_plan.py
+    num_arrived_ptr: tl.pointer_type,  # (num_programs,)
     partial_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS, HEAD_DIM) float32: out_s
     log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS) float32: l_s
     own_start_ptr: tl.pointer_type,  # (num_sequences,): with HAS_SHARED only, as the three below; shared_attention.py
@@ -115,7 +132,7 @@ def _decode_attention_kernel(
     IS_CONTIGUOUS: tl.constexpr,
     HAS_SHARED: tl.constexpr,
     NUM_ROWS: tl.constexpr,  # of a sequence: KV heads x tiles of their query heads
-    ROW_UNITS: tl.constexpr,
+    NUM_FIELDS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     DOT_ROWS: tl.constexpr,  # TILE_ROWS, padded to what a matrix product takes
     TILE_TOKENS: tl.constexpr,
@@ -123,149 +140,170 @@ def _decode_attention_kernel(
     TILE_PIECES: tl.constexpr,
     WINDOW: tl.constexpr,  # see attend_tile
     SOFT_CAP: tl.constexpr,
+    IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (num_programs,)."""
+    if IS_EARLY:
+        wait_for_previous()
+        let_next_launch()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     NUM_ROW_TILES: tl.constexpr = NUM_ROWS // NUM_KV_HEADS
+    LOWEST: tl.constexpr = -3.4028234663852886e38  # finite: a row may see nothing
     program = tl.program_id(0)
-    chunk = tl.load(schedule_ptr)
-    sequence = tl.load(schedule_ptr + 1 + num_sequences + program)
-    unit = program * chunk
-    chunk_end = unit + chunk
+    record_ptr = schedule_ptr + program * NUM_FIELDS
+    sequence = tl.load(record_ptr)
+    row = tl.load(record_ptr + 1)
+    start = tl.load(record_ptr + 2)
+    context_len = tl.load(record_ptr + 3)
+    num_tiles = tl.load(record_ptr + 4)
+    is_continued = tl.load(record_ptr + 6) > 0
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
     value_offset = NUM_KV_HEADS * head_stride
     dims = tl.arange(0, TILE_DIMS)
+    dot_rows = tl.arange(0, DOT_ROWS)
 
-    while (unit < chunk_end) & (sequence < num_sequences):
-        # The row that holds this unit, and the row's tiles that are this program's.
-        context_len = tl.load(context_lens_ptr + sequence)
-        own_start = tl.load(own_start_ptr + sequence) if HAS_SHARED else 0
-        first = own_start
-        if WINDOW is not None:
-            first = window_start(context_len, WINDOW)
-            own_start = first // TILE_TOKENS * TILE_TOKENS
-        num_tiles = (context_len - own_start + TILE_TOKENS - 1) // TILE_TOKENS
-        sequence_start = tl.load(schedule_ptr + 1 + sequence) * NUM_ROWS
-        row = (unit - sequence_start) // (num_tiles + ROW_UNITS)
-        first_unit = sequence_start + row * (num_tiles + ROW_UNITS) + ROW_UNITS  # of the row's tiles
-        first_tile = tl.maximum(unit - first_unit, 0)
-        end_tile = tl.minimum(chunk_end - first_unit, num_tiles)
+    # One loop over the tiles of all rows, so that K and V of the next row are on their way before the last one is
+    # done. What it takes to load a tile is there a tile earlier: block ids, queries, and the length of the sequence
+    # that follows.
+    is_next = sequence + 1 < num_sequences
+    next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
+    if HAS_SHARED:
+        own_start = tl.load(own_start_ptr + sequence, mask=sequence < num_sequences, other=0)
+        next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
+    table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
+    next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+    heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
+    query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
+    next_query = load_rows(query_row_ptr, is_row & (sequence < num_sequences), HEAD_DIM, TILE_DIMS)
+    top = tl.full([DOT_ROWS], LOWEST, tl.float32)
+    total = tl.zeros([DOT_ROWS], tl.float32)
+    sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
+    for index in range(num_tiles):
+        block_ids, query = next_ids, query_parts(next_query, IS_FP8)
+        tile_start, tile_end, tile_sequence, tile_row = start, context_len, sequence, row
+        first = window_start(context_len, WINDOW) if WINDOW is not None else 0
 
-        rows = (row % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, DOT_ROWS)
-        heads = row // NUM_ROW_TILES * GROUP + rows
-        is_row = (tl.arange(0, DOT_ROWS) < TILE_ROWS) & (rows < GROUP)
-        mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
-        out_rows = sequence.to(tl.int64) * NUM_HEADS + heads
-        if first_tile < end_tile:
-            query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
-            query = load_query(query_row_ptr, is_row, HEAD_DIM, TILE_DIMS, IS_FP8)
-            row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
-            key_ptr = kv_ptr + row // NUM_ROW_TILES * head_stride
-            top = tl.full([DOT_ROWS], float("-inf"), tl.float32)
-            total = tl.zeros([DOT_ROWS], tl.float32)
-            sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
-            first_token = own_start + first_tile * TILE_TOKENS
-            next_ids = load_block_ids(row_ptr, first_token, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-            for tile in range(first_tile, end_tile):
-                start = own_start + tile * TILE_TOKENS
-                block_ids = next_ids
-                if not IS_CONTIGUOUS:  # a tile early, so that K and V never wait for the table
-                    next_start = start + TILE_TOKENS
-                    next_ids = load_block_ids(row_ptr, next_start, context_len, BLOCK_SIZE, False, TILE_TOKENS)
-                top, total, sums = attend_tile(
-                    query,
-                    None,
-                    top,
-                    total,
-                    sums,
-                    key_ptr,
-                    value_offset,
-                    block_ids,
-                    start,
-                    first,
-                    context_len,
-                    scale_log2,
-                    HEAD_DIM,
-                    NUM_KV_HEADS,
-                    BLOCK_SIZE,
-                    IS_CONTIGUOUS,
-                    TILE_TOKENS,
-                    TILE_DIMS,
-                    True,
-                    WINDOW,
-                    SOFT_CAP,
-                )
+        start += TILE_TOKENS
+        is_row_end = start >= context_len
+        row += is_row_end.to(tl.int32)
+        is_sequence_end = row == NUM_ROWS
+        row = tl.where(is_sequence_end, 0, row)
+        sequence += is_sequence_end.to(tl.int32)
+        context_len = tl.where(is_sequence_end, next_len, context_len)
+        is_next = sequence + 1 < num_sequences
+        next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
+        if HAS_SHARED:
+            own_start = tl.where(is_sequence_end, next_own_start, own_start)
+            next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
+            start = tl.where(is_row_end, own_start, start)
+        else:
+            start = tl.where(is_row_end, tiles_start(context_len, WINDOW, TILE_TOKENS), start)
+        table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
+        next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+        heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
+        query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
+        next_query = load_rows(query_row_ptr, is_row & (sequence < num_sequences), HEAD_DIM, TILE_DIMS)
+
+        top, total, sums = attend_tile(
+            query,
+            None,
+            top,
+            total,
+            sums,
+            kv_ptr + tile_row // NUM_ROW_TILES * head_stride,
+            value_offset,
+            block_ids,
+            tile_start,
+            first,
+            tile_end,
+            scale_log2,
+            HEAD_DIM,
+            NUM_KV_HEADS,
+            BLOCK_SIZE,
+            IS_CONTIGUOUS,
+            TILE_TOKENS,
+            TILE_DIMS,
+            True,
+            WINDOW,
+            SOFT_CAP,
+        )
+        if is_row_end | (index == num_tiles - 1):
+            total = tl.where(total == 0, 1.0, total)  # of no tokens: zeros
             acc = whole(sums, IS_FP8) / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
-            if end_tile - first_tile == num_tiles:
+            if is_row_end & (not is_continued):
+                own_heads, is_own = _row_heads(tile_row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
+                out_rows = tile_sequence.to(tl.int64) * NUM_HEADS + own_heads
+                mask = is_own[:, None] & (dims < HEAD_DIM)[None, :]
                 if HAS_SHARED:
                     acc = merge_shared(
                         acc,
                         log_sum,
                         shared_partial_ptr,
                         shared_log_sum_ptr,
-                        tl.load(num_levels_ptr + sequence),
+                        tl.load(num_levels_ptr + tile_sequence),
                         num_sequences * NUM_HEADS,
                         out_rows,
                         mask,
-                        is_row,
+                        is_own,
                         HEAD_DIM,
                         TILE_DIMS,
                     )
                 out = acc.to(out_ptr.dtype.element_ty)
                 tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
             else:
-                first_program = first_unit // chunk
-                last_program = (first_unit + num_tiles - 1) // chunk
-                slot = program * 2 + (program == first_program).to(tl.int32)
-                piece_rows = slot * TILE_ROWS + tl.arange(0, DOT_ROWS)
-                is_stored = (tl.arange(0, DOT_ROWS) < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
+                piece_rows = (program * 2 + tl.where(is_continued, 0, 1)) * TILE_ROWS + dot_rows
+                is_stored = (dot_rows < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
                 tl.store(partial_ptr + piece_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=is_stored)
-                tl.store(log_sum_ptr + piece_rows, log_sum, mask=tl.arange(0, DOT_ROWS) < TILE_ROWS)
-                counter_ptr = num_arrived_ptr + sequence * NUM_ROWS + row
-                tl.debug_barrier()  # all threads have stored their parts before one of them says so
-                num_before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
-                if num_before == last_program - first_program:
-                    tl.store(counter_ptr, 0)  # for the next launch
-                    merged, merged_log_sum = _merge_pieces(
-                        partial_ptr,
-                        log_sum_ptr,
-                        first_program,
-                        last_program,
+                tl.store(log_sum_ptr + piece_rows, log_sum, mask=dot_rows < TILE_ROWS)
+            is_continued = index < 0  # never again
+            top = tl.full([DOT_ROWS], LOWEST, tl.float32)
+            total = tl.zeros([DOT_ROWS], tl.float32)
+            sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
+
+    # The row that another program began, then the one that others go on with: whoever comes last merges the pieces.
+    for is_begun_here in range(2):
+        piece_sequence, piece_row = sequence, row
+        first_program, num_pieces = program, tl.load(record_ptr + 7)
+        if is_begun_here == 0:
+            piece_sequence, piece_row = tl.load(record_ptr), tl.load(record_ptr + 1)
+            first_program, num_pieces = tl.load(record_ptr + 5), tl.load(record_ptr + 6)
+        if num_pieces > 0:
+            counter_ptr = num_arrived_ptr + first_program
+            tl.debug_barrier()  # all threads have stored their parts before one of them says so
+            num_before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
+            if num_before == num_pieces - 1:
+                tl.store(counter_ptr, 0)  # for the next launch
+                merged, merged_log_sum = _merge_pieces(
+                    partial_ptr,
+                    log_sum_ptr,
+                    first_program,
+                    first_program + num_pieces - 1,
+                    HEAD_DIM,
+                    TILE_ROWS,
+                    TILE_DIMS,
+                    TILE_PIECES,
+                )
+                merged_heads, is_merged = _row_heads(piece_row, TILE_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
+                merged_rows = piece_sequence.to(tl.int64) * NUM_HEADS + merged_heads
+                merged_mask = is_merged[:, None] & (dims < HEAD_DIM)[None, :]
+                if HAS_SHARED:
+                    merged = merge_shared(
+                        merged,
+                        merged_log_sum,
+                        shared_partial_ptr,
+                        shared_log_sum_ptr,
+                        tl.load(num_levels_ptr + piece_sequence),
+                        num_sequences * NUM_HEADS,
+                        merged_rows,
+                        merged_mask,
+                        is_merged,
                         HEAD_DIM,
-                        TILE_ROWS,
                         TILE_DIMS,
-                        TILE_PIECES,
                     )
-                    merged_rows = (row % NUM_ROW_TILES) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-                    merged_heads = sequence.to(tl.int64) * NUM_HEADS + row // NUM_ROW_TILES * GROUP + merged_rows
-                    is_merged = merged_rows < GROUP
-                    merged_mask = is_merged[:, None] & (dims < HEAD_DIM)[None, :]
-                    if HAS_SHARED:
-                        merged = merge_shared(
-                            merged,
-                            merged_log_sum,
-                            shared_partial_ptr,
-                            shared_log_sum_ptr,
-                            tl.load(num_levels_ptr + sequence),
-                            num_sequences * NUM_HEADS,
-                            merged_heads,
-                            merged_mask,
-                            is_merged,
-                            HEAD_DIM,
-                            TILE_DIMS,
-                        )
-                    tl.store(
-                        out_ptr + merged_heads[:, None] * HEAD_DIM + dims[None, :],
-                        merged.to(out_ptr.dtype.element_ty),
-                        mask=merged_mask,
-                    )
-        elif num_tiles == 0:
-            zeros = tl.zeros([DOT_ROWS, TILE_DIMS], out_ptr.dtype.element_ty)
-            tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], zeros, mask=mask)
-        unit = first_unit + num_tiles
-        sequence += (row == NUM_ROWS - 1).to(tl.int32)
+                out = merged.to(out_ptr.dtype.element_ty)
+                tl.store(out_ptr + merged_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=merged_mask)
 
 
 _launch = Launcher(_decode_attention_kernel)
@@ -312,17 +350,10 @@ def decode_attention(
     """
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    layout = (layout_of(query, kv, table, context_lens, out), is_contiguous, window, soft_cap)
-    if layout not in _checked:
-        check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-        check_shape("query", query, (table.shape[0], *query.shape[1:]))
-        check_shape("out", out, query.shape)
-        check_dtype("out", out, query.dtype)
-        check_contiguous("out", out)
-        _checked.add(layout)
     if plan is not None and plan.window != window:
         raise ValueError(f"plan is for window {plan.window} and window is {window}; they must be equal")
     if not runs_on_triton(query):
+        _check(query, kv, table, context_lens, out, is_contiguous, window, soft_cap)
         result = decode_attention_reference(
             query,
             kv,
@@ -336,21 +367,27 @@ def decode_attention(
             soft_cap=soft_cap,
         )
         return out.copy_(result)
-    plan = plan or _plan(query, kv, context_lens, window=window)
-    return decode_attention_triton(
-        query,
-        kv,
-        table,
-        context_lens,
-        out,
-        scale=scale,
-        is_contiguous=is_contiguous,
-        plan=plan,
-        key_scale=key_scale,
-        value_scale=value_scale,
-        soft_cap=soft_cap,
-        layout=layout,
-    )
+    if plan is None:
+        _check(query, kv, table, context_lens, out, is_contiguous, window, soft_cap)
+        plan = _plan(query, kv, context_lens, window=window)
+    return _attend(query, kv, table, context_lens, out, plan, scale * key_scale, value_scale, is_contiguous, soft_cap)
+
+
+def _check(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    is_contiguous: bool,
+    window: int | None,
+    soft_cap: float | None,
+) -> None:
+    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
+    check_shape("query", query, (table.shape[0], *query.shape[1:]))
+    check_shape("out", out, query.shape)
+    check_dtype("out", out, query.dtype)
+    check_contiguous("out", out)
 
 
 def plan_for(
@@ -399,32 +436,77 @@ def decode_attention_triton(
     key_scale: float = 1.0,
     value_scale: float = 1.0,
     soft_cap: float | None = None,
-    layout: Hashable = None,
 ) -> torch.Tensor:
-    """Launch the kernels on checked arguments (see ``decode_attention``), shared out as ``plan`` says."""
-    layout = layout or (layout_of(query, kv, table, context_lens, out), is_contiguous, plan.window, soft_cap)
-    if query.shape[0] == 0:
-        return out
-    runs = plan.shared
-    if runs is not None:
+    """Launch the kernels (see ``decode_attention``), the work shared out as ``plan`` says."""
+    return _attend(
+        query,
+        kv,
+        table,
+        context_lens,
+        out,
+        plan,
+        scale * key_scale,
+        value_scale,
+        is_contiguous,
+        soft_cap,
+        shared_tiling,
+    )
+
+
+def _attend(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    plan: DecodePlan,
+    scale: float,
+    value_scale: float,
+    is_contiguous: bool,
+    soft_cap: float | None,
+    shared_tiling: SharedTiling | None = None,
+) -> torch.Tensor:
+    """What every layer of every step calls: arguments are looked at once for each layout that they have."""
+    key = (
+        query.get_device(),
+        query.dtype,
+        query.shape,
+        query.stride(),
+        kv.dtype,
+        kv.shape,
+        kv.stride(),
+        out.dtype,
+        out.shape,
+        out.stride(),
+        plan.key,
+        plan.step.layout_of(table, context_lens),
+        is_contiguous,
+        soft_cap,
+    )  # what layout_of gives, spelled out: a loop over three tensors takes the host half as long again
+    if plan.num_sequences == 0 or (plan.shared is not None and key not in _checked):
+        _check(query, kv, table, context_lens, out, is_contiguous, plan.window, soft_cap)
         _check_plan(plan, query, kv.shape[2])
+        _checked.add(key)
+    if plan.num_sequences == 0:
+        return out
+    if plan.shared is not None:
         shared_attention_triton(
             query,
             kv,
             table,
-            runs,
+            plan.shared,
             plan.shared_partial,
             plan.shared_log_sum,
-            scale=scale * key_scale,
+            scale=scale,
             value_scale=value_scale,
             soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
     _launch(
-        (layout, plan.key),
+        key,
         (query, kv, table, context_lens, out),
-        (scale * key_scale * LOG2_E, float(value_scale)),
-        lambda: _first_launch(query, kv, table, plan, is_contiguous, soft_cap),
+        (scale * LOG2_E, float(value_scale)),
+        lambda: _first_launch(query, kv, table, context_lens, out, plan, is_contiguous, soft_cap),
         plan.scratch,
     )
     return out
@@ -443,13 +525,19 @@ def _first_launch(
     query: torch.Tensor,
     kv: torch.Tensor,
     table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
     plan: DecodePlan,
     is_contiguous: bool,
     soft_cap: float | None,
 ) -> Launch:
+    _check(query, kv, table, context_lens, out, is_contiguous, plan.window, soft_cap)
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, tile_dims_of(kv)
+    is_early = can_launch_early(kv)
+    thread_numel = MERGE_NUMEL if tiling.max_registers >= MERGE_REGISTERS else MERGE_NUMEL // 2
+    merge_numel = tiling.num_warps * 32 * thread_numel
     _check_plan(plan, query, num_kv_heads)
     options = {
         "NUM_HEADS": num_heads,
@@ -459,14 +547,16 @@ def _first_launch(
         "IS_CONTIGUOUS": is_contiguous,
         "HAS_SHARED": plan.shared is not None,
         "NUM_ROWS": plan.num_rows,
-        "ROW_UNITS": ROW_UNITS,
+        "NUM_FIELDS": NUM_FIELDS,
         "TILE_ROWS": plan.tile_rows,
         "DOT_ROWS": max(plan.tile_rows, 16),
         "TILE_TOKENS": tiling.tile_tokens,
         "TILE_DIMS": tile_dims,
-        "TILE_PIECES": max(MERGE_NUMEL // (plan.tile_rows * tile_dims), 1),
+        "TILE_PIECES": max(merge_numel // (plan.tile_rows * tile_dims), 1),
         "WINDOW": plan.window,
         "SOFT_CAP": soft_cap,
+        "IS_EARLY": is_early,
+        "launch_pdl": is_early,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.tiles_in_flight + 1,
         "maxnreg": tiling.max_registers,

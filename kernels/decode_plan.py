@@ -1,31 +1,33 @@
 """How the work of decode attention is shared out evenly among programs, whatever the lengths of the sequences.
 
-The KV of a sequence is cut into tiles of tokens. Every (sequence, KV head) pair, a *row*, has so many tiles, and
-beside them ROW_UNITS units for what a row costs whatever its length. Laid end to end, the units of all rows form one
-line. It is cut into equal chunks, and program p takes chunk p ("Stream-K", Osama, Merrill, Cecka, Garland, Owens,
-2023, https://arxiv.org/abs/2301.03598). A row that a boundary cuts has several pieces; the program that finishes the
-last of them merges all.
+The KV of a sequence is cut into tiles of tokens. Every (sequence, KV head) pair, a *row*, has so many tiles; one with
+nothing in it where the sequence has no tokens, for the program that writes its zeros. Laid end to end, the tiles of all
+rows form one line. It is cut into equal chunks, and program p takes chunk p ("Stream-K", Osama, Merrill, Cecka,
+Garland, Owens, 2023, https://arxiv.org/abs/2301.03598). A row that a boundary cuts has several *pieces*; the program
+that finishes the last of them merges all.
 
 Everything is computed on the device, from the lengths, once for a step: all layers with the same window attend to the
 same lengths. The launches depend on shapes alone, so one CUDA graph serves all lengths.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import ceil_div, device_limits, next_power_of_2
-from pbench.kernels.launcher import Scratch
+from pbench.kernels.launcher import Launch, Launcher, SameTensors, Scratch, layout_of, short_key
 from pbench.kernels.shared_attention import MAX_LEVELS, SharedRuns
 from pbench.kernels.tiling import DecodeTiling
 
-# What starting and ending a row costs, in tiles. At least 1, so that a row without tiles belongs to some chunk too:
-# its program writes zeros.
-ROW_UNITS = 1
-
 TILE_SEQUENCES = 1024
+
+# What the schedule says of a program, so that it can begin at once:
+#   0 the sequence, 1 the row of it, 2 the first token of the tile that its chunk begins with; 3 the sequence's context
+#   4 how many tiles its chunk has
+#   5 the first program, 6 the number of the pieces of the row that it goes on with; 6 is 0 where it begins a row
+#   7 the number of the pieces of the row that it begins and others go on with; 0: there is none
+NUM_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,16 @@ class DecodePlan:
     num_rows: int  # of a sequence
     tile_rows: int  # query heads of a row, padded to a power of two
     num_programs: int
-    schedule: torch.Tensor  # int32 (1 + num_sequences + num_programs,): chunk, starts of sequences, first sequences
-    num_arrived: torch.Tensor  # int32 (num_sequences * num_rows,): pieces finished; zero between launches
+    schedule: torch.Tensor  # int32 (num_programs, NUM_FIELDS)
+    num_arrived: torch.Tensor  # int32 (num_programs,): pieces finished of the row that it began; zero between launches
     partial: torch.Tensor  # float32 (num_programs, 2, tile_rows, head_dim): see decode_attention.py
     log_sum: torch.Tensor  # float32 (num_programs, 2, tile_rows)
     shared: SharedRuns | None  # that the chunks leave out
     shared_partial: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads, head_dim), or empty without runs
     shared_log_sum: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads), or empty
-    key: Hashable  # equal keys mean launches of equal size, but for what query and kv say
+    key: int  # equal keys mean launches of equal size, but for what query and kv say
     scratch: Scratch  # what the attention reads of all this, in the order of its parameters
+    step: SameTensors  # the table and lengths of the launches that it serves
 
 
 @jit(
@@ -56,91 +59,125 @@ class DecodePlan:
 def _decode_plan_kernel(
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
     own_start_ptr: tl.pointer_type,  # (num_sequences,), with HAS_SHARED only
-    schedule_ptr: tl.pointer_type,  # (1 + num_sequences + num_programs,)
-    num_arrived_ptr: tl.pointer_type,  # (num_sequences * NUM_ROWS,)
+    schedule_ptr: tl.pointer_type,  # (num_programs, NUM_FIELDS)
+    num_arrived_ptr: tl.pointer_type,  # (num_programs,)
     num_sequences: tl.tensor,
     num_programs: tl.tensor,
     HAS_SHARED: tl.constexpr,
     WINDOW: tl.constexpr,  # tokens of a sequence that are attended to at most, its last; None: all
     NUM_ROWS: tl.constexpr,
-    ROW_UNITS: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILE_SEQUENCES: tl.constexpr,
+    NUM_FIELDS: tl.constexpr,
 ) -> None:
-    """Grid: (num_programs,), the programs of the attention. All of them add up the lengths; each finds its start."""
+    """Grid: (num_programs,), the programs of the attention. All of them add up the lengths; each finds its chunk."""
     program = tl.program_id(0)
-    total = 0
+    num_tiles = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
-        units = _row_units(
+        tiles, _ = _row_tiles(
+            first + tl.arange(0, TILE_SEQUENCES),
             context_lens_ptr,
             own_start_ptr,
-            first,
             num_sequences,
             HAS_SHARED,
             WINDOW,
-            ROW_UNITS,
             TILE_TOKENS,
-            TILE_SEQUENCES,
         )
-        total += tl.sum(units, 0) * NUM_ROWS
-    chunk = tl.maximum((total + num_programs - 1) // num_programs, MIN_CHUNK)
-    start = 0
-    num_before = 0
+        num_tiles += tl.sum(tiles, 0) * NUM_ROWS
+    chunk = tl.maximum((num_tiles + num_programs - 1) // num_programs, MIN_CHUNK)
+    begin = tl.minimum(program * chunk, num_tiles)
+    end = tl.minimum(begin + chunk, num_tiles)
+    # The sequences wholly before both ends of the chunk, and the tiles in a row of each of them together.
+    begin_sequence, begin_tiles = 0, 0
+    end_sequence, end_tiles = 0, 0
+    tiles_so_far = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
-        units = _row_units(
-            context_lens_ptr,
-            own_start_ptr,
-            first,
-            num_sequences,
-            HAS_SHARED,
-            WINDOW,
-            ROW_UNITS,
-            TILE_TOKENS,
-            TILE_SEQUENCES,
-        )
-        ends = start + tl.cumsum(units, 0)
         sequences = first + tl.arange(0, TILE_SEQUENCES)
-        is_sequence = sequences < num_sequences
-        num_before += tl.sum((is_sequence & (ends * NUM_ROWS <= program * chunk)).to(tl.int32), 0)
-        if program == 0:
-            tl.store(schedule_ptr + 1 + sequences, ends - units, mask=is_sequence)
-        start += tl.sum(units, 0)
-    tl.store(schedule_ptr + 1 + num_sequences + program, num_before)
-    if program == 0:
-        tl.store(schedule_ptr, chunk)
-    for first in range(program * TILE_SEQUENCES, num_sequences * NUM_ROWS, num_programs * TILE_SEQUENCES):
-        counters = first + tl.arange(0, TILE_SEQUENCES)
-        tl.store(num_arrived_ptr + counters, 0, mask=counters < num_sequences * NUM_ROWS)
+        tiles, _ = _row_tiles(
+            sequences, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
+        )
+        ends = (tiles_so_far + tl.cumsum(tiles, 0)) * NUM_ROWS
+        is_before = (sequences < num_sequences) & (ends <= begin)
+        begin_sequence += tl.sum(is_before.to(tl.int32), 0)
+        begin_tiles += tl.sum(tl.where(is_before, tiles, 0), 0)
+        is_before = (sequences < num_sequences) & (ends <= end)
+        end_sequence += tl.sum(is_before.to(tl.int32), 0)
+        end_tiles += tl.sum(tl.where(is_before, tiles, 0), 0)
+        tiles_so_far += tl.sum(tiles, 0)
+
+    tiles, start = _row_tiles(
+        begin_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
+    )
+    row, tile, first_program, num_pieces = _place(begin - begin_tiles * NUM_ROWS, begin, tiles, chunk)
+    record_ptr = schedule_ptr + program * NUM_FIELDS
+    tl.store(record_ptr, begin_sequence)
+    tl.store(record_ptr + 1, row)
+    tl.store(record_ptr + 2, start + tile * TILE_TOKENS)
+    is_sequence = begin_sequence < num_sequences
+    tl.store(record_ptr + 3, tl.load(context_lens_ptr + begin_sequence, mask=is_sequence, other=0))
+    tl.store(record_ptr + 4, end - begin)
+    tl.store(record_ptr + 5, first_program)
+    tl.store(record_ptr + 6, tl.where(tile > 0, num_pieces, 0))
+    tiles, _ = _row_tiles(end_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS)
+    _, tile, first_program, num_pieces = _place(end - end_tiles * NUM_ROWS, end, tiles, chunk)
+    tl.store(record_ptr + 7, tl.where((tile > 0) & (first_program == program), num_pieces, 0))
+    tl.store(num_arrived_ptr + program, 0)
 
 
 @jit()
-def _row_units(
+def _row_tiles(
+    sequences: tl.tensor,
     context_lens_ptr: tl.pointer_type,
     own_start_ptr: tl.pointer_type,
-    first: tl.tensor,
     num_sequences: tl.tensor,
     HAS_SHARED: tl.constexpr,
     WINDOW: tl.constexpr,
-    ROW_UNITS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
-    TILE_SEQUENCES: tl.constexpr,
-) -> tl.tensor:
-    """Units of a row of each of the sequences from ``first`` on: int32 ``(TILE_SEQUENCES,)``."""
-    sequences = first + tl.arange(0, TILE_SEQUENCES)
+) -> tuple[tl.tensor, tl.tensor]:
+    """How many tiles a row of each of the sequences has, and their first token; 0 of what is no sequence."""
     is_sequence = sequences < num_sequences
-    num_tokens = tl.load(context_lens_ptr + sequences, mask=is_sequence, other=0)
+    context_lens = tl.load(context_lens_ptr + sequences, mask=is_sequence, other=0)
     if HAS_SHARED:
-        num_tokens -= tl.load(own_start_ptr + sequences, mask=is_sequence, other=0)
-    if WINDOW is not None:
-        num_tokens -= window_start(num_tokens, WINDOW) // TILE_TOKENS * TILE_TOKENS
-    return tl.where(is_sequence, (num_tokens + TILE_TOKENS - 1) // TILE_TOKENS + ROW_UNITS, 0)
+        start = tl.load(own_start_ptr + sequences, mask=is_sequence, other=0)
+    else:
+        start = tiles_start(context_lens, WINDOW, TILE_TOKENS)
+    num_tiles = tl.maximum((context_lens - start + TILE_TOKENS - 1) // TILE_TOKENS, 1)
+    return tl.where(is_sequence, num_tiles, 0), start
+
+
+@jit()
+def _place(
+    tile: tl.tensor, place: tl.tensor, row_tiles: tl.tensor, chunk: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Where a tile of a sequence, which has this place in the line, lies.
+
+    The row, and which of the row's tiles it is; the row's first program, and how many programs have a piece of it.
+    """
+    row_tiles = tl.maximum(row_tiles, 1)  # 0 behind the last sequence
+    row = tile // row_tiles
+    tile -= row * row_tiles
+    first_program = (place - tile) // chunk
+    num_pieces = (place - tile + row_tiles - 1) // chunk - first_program + 1
+    return row, tile, first_program, num_pieces
+
+
+@jit()
+def tiles_start(context_len: tl.tensor, WINDOW: tl.constexpr, TILE_TOKENS: tl.constexpr) -> tl.tensor:
+    """The first token of the tiles of a context: that of the first one with something that the last token sees."""
+    if WINDOW is None:
+        return context_len * 0
+    else:
+        return window_start(context_len, WINDOW) // TILE_TOKENS * TILE_TOKENS
 
 
 @jit()
 def window_start(context_len: tl.tensor, WINDOW: tl.constexpr) -> tl.tensor:
     """The first token of a context that its last one sees."""
     return tl.maximum(context_len - WINDOW, 0)
+
+
+_launch = Launcher(_decode_plan_kernel)
 
 
 def plan_decode(
@@ -178,8 +215,8 @@ def plan_decode(
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    schedule = empty(1 + num_sequences + num_programs, dtype=torch.int32)
-    num_arrived = empty(num_sequences * num_rows, dtype=torch.int32)
+    schedule = empty(num_programs, NUM_FIELDS, dtype=torch.int32)
+    num_arrived = empty(num_programs, dtype=torch.int32)
     partial, log_sum = empty(num_programs, 2, tile_rows, head_dim), empty(num_programs, 2, tile_rows)
     shared_partial = empty(num_levels, num_sequences, num_heads, head_dim)
     shared_log_sum = empty(num_levels, num_sequences, num_heads)
@@ -198,26 +235,33 @@ def plan_decode(
         shared,
         shared_partial,
         shared_log_sum,
-        (tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None),
+        short_key((tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None)),
         Scratch(schedule, num_arrived, partial, log_sum, own_start, run_levels, shared_partial, shared_log_sum),
+        SameTensors(),
     )
     if num_sequences:
-        _decode_plan_kernel[(num_programs,)](
-            context_lens,
-            context_lens if shared is None else shared.own_start,
-            plan.schedule,
-            plan.num_arrived,
-            num_sequences,
-            num_programs,
-            HAS_SHARED=shared is not None,
-            WINDOW=window,
-            NUM_ROWS=num_rows,
-            ROW_UNITS=ROW_UNITS,
-            MIN_CHUNK=tiling.min_chunk,
-            TILE_TOKENS=tiling.tile_tokens,
-            TILE_SEQUENCES=TILE_SEQUENCES,
+        starts = context_lens if shared is None else shared.own_start
+        _launch(
+            (layout_of(context_lens, starts), plan.key),
+            (context_lens, starts),
+            (),
+            lambda: _first_launch(plan),
+            Scratch(schedule, num_arrived),
         )
     return plan
+
+
+def _first_launch(plan: DecodePlan) -> Launch:
+    options = {
+        "HAS_SHARED": plan.shared is not None,
+        "WINDOW": plan.window,
+        "NUM_ROWS": plan.num_rows,
+        "MIN_CHUNK": plan.tiling.min_chunk,
+        "TILE_TOKENS": plan.tiling.tile_tokens,
+        "TILE_SEQUENCES": TILE_SEQUENCES,
+        "NUM_FIELDS": NUM_FIELDS,
+    }
+    return Launch((plan.num_programs, 1, 1), (plan.num_sequences, plan.num_programs), options)
 
 
 def row_tiles(group: int) -> tuple[int, int]:

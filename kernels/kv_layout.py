@@ -46,7 +46,7 @@ def load_block_ids(
 ) -> tl.tensor:
     """What the table says of a tile: int32 ``(TILE_TOKENS,)``, or one number if the whole tile has the same."""
     if IS_CONTIGUOUS:
-        block_ids = tl.load(row_ptr)
+        block_ids = tl.load(row_ptr, mask=start < end, other=0)
     elif BLOCK_SIZE >= TILE_TOKENS:  # the tile lies in one block
         block_ids = tl.load(row_ptr + start // BLOCK_SIZE, mask=start < end, other=0)
     else:

@@ -32,19 +32,31 @@ def load_query(
 
     Numbers of bfloat16 stay as they are from 2^-14 to 65504.
     """
+    return query_parts(load_rows(row_ptr, is_row, HEAD_DIM, TILE_DIMS), IS_FP8)  # type: ignore[no-any-return]
+
+
+@jit()
+def load_rows(
+    row_ptr: tl.tensor,  # (ROWS,): the first dimension of each row
+    is_row: tl.tensor,  # (ROWS,): the others are zero
+    HEAD_DIM: tl.constexpr,
+    TILE_DIMS: tl.constexpr,
+) -> tl.tensor:
+    """Rows as they are: ``(ROWS, TILE_DIMS)``."""
+    dims = tl.arange(0, TILE_DIMS)
+    return tl.load(row_ptr[:, None] + dims[None, :], mask=is_row[:, None] & (dims < HEAD_DIM)[None, :], other=0.0)
+
+
+@jit()
+def query_parts(query: tl.tensor, IS_FP8: tl.constexpr) -> tuple[tl.tensor, ...]:
+    """What ``load_query`` gives, from rows that are loaded."""
     if IS_FP8:
-        dims = 2 * tl.arange(0, TILE_DIMS // 2)
-        pointers = row_ptr[:, None] + dims[None, :]
-        mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
-        even = tl.load(pointers, mask=mask, other=0.0)
-        odd = tl.load(pointers + 1, mask=mask, other=0.0)
-        if even.dtype != tl.float32:
-            even, odd = even.to(tl.float16), odd.to(tl.float16)
+        if query.dtype != tl.float32:
+            query = query.to(tl.float16)
+        even, odd = tl.split(tl.reshape(query, [query.shape[0], query.shape[1] // 2, 2]))
         return (even, odd)
     else:
-        dims = tl.arange(0, TILE_DIMS)
-        mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
-        return (tl.load(row_ptr[:, None] + dims[None, :], mask=mask, other=0.0),)
+        return (query,)
 
 
 @jit()

@@ -15,6 +15,7 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn  # of K and V only
 FP8_MAX = 448.0
 FP8_CAPABILITY = (8, 9)  # of the first GPUs that convert it
+EARLY_LAUNCH_CAPABILITY = (9, 0)
 
 
 class DeviceLimits(NamedTuple):
@@ -47,6 +48,14 @@ def _gpu_limits(index: int) -> DeviceLimits:
     return DeviceLimits(
         properties["multiprocessor_count"], properties["max_shared_mem"], torch.cuda.get_device_capability(index)
     )
+
+
+def can_launch_early(tensor: torch.Tensor) -> bool:
+    """Whether a kernel on the device of ``tensor`` can be launched while the one before it still runs, and wait there.
+
+    "Programmatic dependent launch", of compute capability 9.0 on: a launch then costs about a microsecond less.
+    """
+    return device_limits(tensor).capability >= EARLY_LAUNCH_CAPABILITY
 
 
 def ceil_div(numerator: int, denominator: int) -> int:

@@ -8,7 +8,8 @@ Triton; those after it go straight to what was compiled, with addresses in the p
 
 from collections.abc import Callable, Hashable
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,6 +17,9 @@ from pbench.kernels.compiler import is_interpreted
 
 # Block tables grow, so keys come and go in a long run. Beyond so many all are forgotten.
 MAX_KEYS = 4096
+
+_Relaunch: TypeAlias = Callable[[tuple[int, ...], tuple[float, ...]], None]
+_DATA_PTR = torch.Tensor.data_ptr
 
 
 class Launch(NamedTuple):
@@ -31,7 +35,7 @@ class Launcher:
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._known: dict[Hashable, tuple[Callable[..., None], tuple[int, ...], tuple[Any, ...]]] = {}
+        self._known: dict[Hashable, _Relaunch] = {}
 
     def __call__(
         self,
@@ -51,12 +55,15 @@ class Launcher:
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
         """
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        full_key = (key, *[address & 15 for address in addresses])  # Triton compiles apart what is not aligned
-        known = self._known.get(full_key)
-        if known is not None:
-            run, integers, constants = known
-            run(*addresses, *(scratch.addresses if scratch else ()), *integers, *numbers, *constants)
+        addresses = tuple(map(_DATA_PTR, tensors))
+        low_bits = 0
+        for address in addresses:
+            low_bits |= address
+        if low_bits & 15:  # Triton compiles apart what is not aligned
+            key = (key, *[address & 15 for address in addresses])
+        relaunch = self._known.get(key)
+        if relaunch is not None:
+            relaunch(addresses if scratch is None else addresses + scratch.addresses, numbers)
             return
         grid, integers, options = first()
         arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *numbers)
@@ -65,27 +72,30 @@ class Launcher:
             return
         if len(self._known) >= MAX_KEYS:
             self._known.clear()
-        names = self._kernel.arg_names[len(arguments) :]
-        run = _relaunch(compiled, grid, tensors[0].get_device())
-        self._known[full_key] = run, integers, tuple(options[name] for name in names)
+        constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
+        self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)
 
 
-def _relaunch(compiled: Any, grid: tuple[int, int, int], device: int) -> Callable[..., None]:
+def _relaunch(
+    compiled: Any, grid: tuple[int, int, int], device: int, integers: tuple[int, ...], constants: tuple[Any, ...]
+) -> _Relaunch:
     """What launches a compiled kernel again: Triton's own way, or the call that it ends in."""
-    again: Callable[..., None] = compiled[grid]
+    again = compiled[grid]
     if not _calls_driver_alike():
-        return again
+        return lambda addresses, numbers: again(*addresses, *integers, *numbers, *constants)
     from triton import knobs
     from triton.runtime import driver
 
     hooks, get_stream = knobs.runtime, driver.active.get_current_stream
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    width, height, depth = grid
 
-    def relaunch(*arguments: Any) -> None:
+    def relaunch(addresses: tuple[int, ...], numbers: tuple[float, ...]) -> None:
+        arguments = addresses + integers + numbers + constants
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler listens
             again(*arguments)
         else:
-            run(*grid, get_stream(device), function, metadata, None, None, None, *arguments)
+            run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
 
     return relaunch
 
@@ -121,3 +131,38 @@ class Checked(set[Hashable]):
 def layout_of(*tensors: torch.Tensor) -> Hashable:
     """All that checks and compilation look at: dtypes, shapes and strides, and on which device the first lies."""
     return (tensors[0].get_device(), *[(tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors])
+
+
+class SameTensors:
+    """Knows the layout of two tensors that are the very same objects from launch to launch.
+
+    It holds them, so that no other objects are taken for them. Nobody may resize them meanwhile.
+    """
+
+    __slots__ = ("_first", "_key", "_second")
+
+    def __init__(self) -> None:
+        self._first: torch.Tensor | None = None
+        self._second: torch.Tensor | None = None
+        self._key = 0
+
+    def layout_of(self, first: torch.Tensor, second: torch.Tensor) -> Hashable:
+        """A short ``layout_of`` the two; equal for equal layouts."""
+        if first is not self._first or second is not self._second:
+            self._key = short_key(layout_of(first, second))
+            self._first, self._second = first, second
+        return self._key
+
+
+def short_key(key: Hashable) -> int:
+    """A number for a key that is hashed often: the same for equal keys, until too many others came between."""
+    short = _short_keys.get(key)
+    if short is None:
+        if len(_short_keys) >= MAX_KEYS:
+            _short_keys.clear()
+        short = _short_keys[key] = next(_numbers)
+    return short
+
+
+_short_keys: dict[Hashable, int] = {}
+_numbers = count()  # none twice: launches are known by them

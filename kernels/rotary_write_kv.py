@@ -21,12 +21,13 @@ from typing import NamedTuple
 
 import torch
 
-from pbench.kernels.compiler import jit, tl
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.kv_layout import check_kv
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
     FP8,
     FP8_MAX,
+    can_launch_early,
     ceil_div,
     check_contiguous,
     check_dtype,
@@ -136,8 +137,12 @@ def _rotary_write_kv_kernel(
     TILE_HEADS: tl.constexpr,
     TILE_KV_HEADS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
+    IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (num_tokens, tiles of query heads + tiles of KV heads)."""
+    if IS_EARLY:
+        wait_for_previous()
+        let_next_launch()
     NUM_QUERY_TILES: tl.constexpr = (NUM_HEADS + TILE_HEADS - 1) // TILE_HEADS
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
@@ -246,6 +251,7 @@ def _first_launch(
     tile_dims = next_power_of_2(head_dim // 2)
     max_heads = MAX_TILE_NUMEL // (2 * tile_dims)
     tile_heads, tile_kv_heads = (min(next_power_of_2(count), max_heads) for count in (num_heads, num_kv_heads))
+    is_early = can_launch_early(kv)
     options = {
         "HAS_NORM": has_norm,
         "IS_FP8": kv.dtype is FP8,
@@ -255,6 +261,8 @@ def _first_launch(
         "TILE_HEADS": tile_heads,
         "TILE_KV_HEADS": tile_kv_heads,
         "TILE_DIMS": tile_dims,
+        "IS_EARLY": is_early,
+        "launch_pdl": is_early,
     }
     strides = [tensor.stride(dim) for tensor in (query, key, value) for dim in (0, 1)]
     num_tiles = ceil_div(num_heads, tile_heads) + ceil_div(num_kv_heads, tile_kv_heads)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pbench.kernels.compiler import jit, tl
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.kv_layout import gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
-from pbench.kernels.launch import device_limits
+from pbench.kernels.launch import can_launch_early, device_limits
+from pbench.kernels.launcher import Launch, Launcher, layout_of
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import SharedTiling
 
@@ -74,8 +75,12 @@ def _shared_attention_kernel(
     TILE_DIMS: tl.constexpr,
     TILE_FIELDS: tl.constexpr,
     SOFT_CAP: tl.constexpr,  # see attend_tile
+    IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: any number of programs; each takes every so-manieth (tile, KV head) pair."""
+    if IS_EARLY:
+        wait_for_previous()
+        let_next_launch()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     rows = tl.arange(0, TILE_ROWS)
@@ -190,6 +195,9 @@ def merge_shared(
     return acc
 
 
+_launch = Launcher(_shared_attention_kernel)
+
+
 def shared_attention_triton(
     query: torch.Tensor,
     kv: torch.Tensor,
@@ -217,34 +225,39 @@ def shared_attention_triton(
         value_scale: likewise.
         soft_cap: likewise.
     """
-    num_sequences, num_heads, head_dim = query.shape
-    _shared_attention_kernel[(device_limits(kv).num_sms,)](
-        query,
-        kv,
-        table,
-        runs.members,
-        runs.num_tiles,
-        runs.tiles,
-        partial,
-        log_sum,
-        num_sequences,
-        query.stride(0),
-        query.stride(1),
-        table.stride(0),
-        scale * math.log2(math.e),
-        value_scale,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=kv.shape[2],
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=kv.shape[3],
-        TILE_ROWS=tiling.tile_rows,
-        TILE_TOKENS=tiling.tile_tokens,
-        TILE_DIMS=tile_dims_of(kv),
-        TILE_FIELDS=TILE_FIELDS,
-        SOFT_CAP=soft_cap,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.tiles_in_flight + 1,
+    if query.shape[0] == 0:
+        return
+    tensors = (query, kv, table, runs.members, runs.num_tiles, runs.tiles, partial, log_sum)
+    _launch(
+        (layout_of(*tensors), tiling, soft_cap),
+        tensors,
+        (scale * math.log2(math.e), float(value_scale)),
+        lambda: _first_launch(query, kv, table, tiling, soft_cap),
     )
+
+
+def _first_launch(
+    query: torch.Tensor, kv: torch.Tensor, table: torch.Tensor, tiling: SharedTiling, soft_cap: float | None
+) -> Launch:
+    num_sequences, num_heads, head_dim = query.shape
+    is_early = can_launch_early(kv)
+    options = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": kv.shape[2],
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": kv.shape[3],
+        "TILE_ROWS": tiling.tile_rows,
+        "TILE_TOKENS": tiling.tile_tokens,
+        "TILE_DIMS": tile_dims_of(kv),
+        "TILE_FIELDS": TILE_FIELDS,
+        "SOFT_CAP": soft_cap,
+        "IS_EARLY": is_early,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.tiles_in_flight + 1,
+        "launch_pdl": is_early,
+    }
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0))
+    return Launch((device_limits(kv).num_sms, 1, 1), integers, options)
 
 
 def shared_attention_reference(

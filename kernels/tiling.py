@@ -22,7 +22,7 @@ class DecodeTiling(NamedTuple):
     tiles_in_flight: int  # loaded ahead of the one being computed
     num_warps: int
     programs_per_sm: int
-    min_chunk: int  # units: a chunk is not made shorter, to be worth its own start and merge
+    min_chunk: int  # tiles: a chunk is not made shorter, to be worth its own start and merge
 
     @property
     def max_registers(self) -> int:

@@ -167,7 +167,16 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[C
     shape = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
     inputs = attention_inputs(shape, size.heads, block_size, buffers)
     query, out = inputs.queries[0], torch.empty_like(inputs.queries[0])
-    decode = partial(_decode, inputs, 0, plan=plan_for(query, inputs.kv, inputs.context_lens), out=out)
+    decode = partial(
+        decode_attention,
+        query,
+        inputs.kv,
+        inputs.tables[0],
+        inputs.context_lens,
+        scale=inputs.scale,
+        out=out,
+        plan=plan_for(query, inputs.kv, inputs.context_lens),
+    )
     rotate = _rotate(_rotation(size.heads, batch, buffers), heads=size.heads, block_size=block_size, buffers=buffers)
     yield Case("host", shape.name, OURS, (decode,), 0, 0)
     yield Case("host", f"rotary + write kv, {batch} tokens", OURS, (rotate,), 0, 0)
@@ -238,7 +247,7 @@ def shared_runs(inputs: AttentionInputs, members_per_tile: int | None = None) ->
     return unpack_runs(torch.from_numpy(numbers).to(inputs.kv.device), len(num_full_blocks))
 
 
-def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None, out: Tensor | None = None) -> Tensor:
+def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Tensor:
     return decode_attention(
         inputs.queries[index],
         inputs.kv,
@@ -246,7 +255,6 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None, out: T
         inputs.context_lens,
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
-        out=out,
         plan=plan,
         window=inputs.shape.window,
         soft_cap=inputs.shape.soft_cap,

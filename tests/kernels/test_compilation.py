@@ -119,13 +119,13 @@ def compile_all():
         row = {"VOCAB_SIZE": 151936, "HAS_SEEN": has_seen, "TILE": 4096, "NUM_PIVOTS": 8}
         compile_kernel(choose_tokens._choose_tokens_kernel, row, dtype, num_warps=16)
     print("choose_tokens")
-    compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 8192}, num_warps=8)
+    compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 2048}, num_warps=8)
     print("copy_blocks")
     layouts = [(dim, dtype, contiguous) for dim, dtype in ((128, "bf16"), (80, "fp32")) for contiguous in (0, 1)]
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        rows = {"NUM_ROWS": 8, "ROW_UNITS": 1, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8}
+        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8, "IS_EARLY": True}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             for is_fp8 in (False, True):
@@ -146,7 +146,7 @@ def compile_all():
         compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
     print("hopper_prefill")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
-    shared |= {"TILE_ROWS": 128}
+    shared |= {"TILE_ROWS": 128, "IS_EARLY": True}
     for cap in (None, 50.0):
         capped = shared | {"SOFT_CAP": cap}
         compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
@@ -164,7 +164,7 @@ def compile_all():
         options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         compile_kernel(matmul._matmul_kernel, product, dtype, **options)
     print("matmul")
-    plan = {"NUM_ROWS": 8, "ROW_UNITS": 1, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
         compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})
     print("decode_plan")
@@ -176,7 +176,7 @@ def compile_all():
     print("silu_and_mul")
     for is_fp8, has_norm in ((False, False), (False, True), (True, False)):
         plane = {"HALF_DIM": 64, "TILE_HEADS": 16, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
-        rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm}
+        rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
         compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
     print("rotary_write_kv")
 

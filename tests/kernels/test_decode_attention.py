@@ -211,21 +211,35 @@ def test_a_plan_serves_one_launch_after_the_other(build_cache, device):
     window=st.none() | st.integers(1, 100),
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_programs_share_the_units_evenly(device, context_lens, programs_per_sm, min_chunk, window):
+def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
+    device, context_lens, programs_per_sm, min_chunk, window
+):
     tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     lens = torch.tensor(context_lens, dtype=torch.int32, device=device)
     plan = plan_decode(lens, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling, window=window)
-    chunk, *starts = plan.schedule[: len(lens) + 1].tolist()
-    # Tiles wholly before the window are nobody's.
-    units = [-(-length // 16) - max(length - (window or length), 0) // 16 + 1 for length in context_lens]
-    total = 2 * sum(units)
-    assert chunk == max(-(-total // plan.num_programs), min_chunk)
-    assert starts == [sum(units[:i]) for i in range(len(units))]
-    for program, sequence in enumerate(plan.schedule[len(lens) + 1 :].tolist()):
-        if program * chunk < total:
-            assert 2 * starts[sequence] <= program * chunk < 2 * (starts[sequence] + units[sequence])
-        else:
-            assert sequence == len(lens)
+    tiles = []  # of all rows one after the other
+    for sequence, length in enumerate(context_lens):
+        first = max(length - (window or length), 0) // 16 * 16  # tiles wholly before the window are nobody's
+        starts = range(first, max(length, first + 1), 16)
+        tiles += [(sequence, row, start) for row in range(plan.num_rows) for start in starts]
+    chunk = max(-(-len(tiles) // plan.num_programs), min_chunk)
+    chunks = [tiles[first : first + chunk] for first in range(0, plan.num_programs * chunk, chunk)]
+    pieces = [{tile[:2] for tile in own} for own in chunks]
+    for program, record in enumerate(plan.schedule.tolist()):
+        *start, context_len, num_tiles, first_program, head_pieces, tail_pieces = record
+        own = chunks[program]
+        assert num_tiles == len(own)
+        if not own:
+            assert tail_pieces == 0
+            continue
+        assert tuple(start) == own[0]
+        assert context_len == context_lens[own[0][0]]
+        sharers = {row: [other for other, rows in enumerate(pieces) if row in rows] for row in pieces[program]}
+        head, tail = sharers[own[0][:2]], sharers[own[-1][:2]]
+        assert head_pieces == (len(head) if head[0] < program else 0)
+        if head_pieces:
+            assert first_program == head[0]
+        assert tail_pieces == (len(tail) if tail[0] == program < tail[-1] else 0)
 
 
 def test_a_plan_for_other_shapes_is_refused(build_cache):
@@ -234,8 +248,9 @@ def test_a_plan_for_other_shapes_is_refused(build_cache):
     plan = plan_of(query, cache, SMALL_TILES) if not torch.cuda.is_available() else None
     if plan is None:
         pytest.skip("Triton compiles for the GPU in this process; its interpreter is off")
+    fewer = replace(cache, table=cache.table[:1], context_lens=cache.context_lens[:1])
     with pytest.raises(ValueError, match="plan is for 2 sequences of 2 rows"):
-        run_triton(query[:1], cache, SMALL_TILES, plan=plan)
+        run_triton(query[:1], fewer, SMALL_TILES, plan=plan)
 
 
 def test_a_plan_for_another_window_is_refused(build_cache):

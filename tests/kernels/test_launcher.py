@@ -13,7 +13,7 @@ import pbench
 from pbench.kernels import launcher as launcher_module
 from pbench.kernels.compiler import HAS_TRITON
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
-from pbench.kernels.launcher import Checked, Launch, Launcher, Scratch, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher, SameTensors, Scratch, layout_of, short_key
 
 OPTIONS = {"WIDTH": 8, "IS_WIDE": True, "num_warps": 4}
 
@@ -95,6 +95,26 @@ def test_layouts_differ_where_a_check_could():
     assert layout_of(x, x) == layout_of(torch.ones(4, 6), x)
 
 
+def test_short_keys_tell_keys_apart_even_when_some_were_forgotten(monkeypatch):
+    monkeypatch.setattr(launcher_module, "_short_keys", {})
+    assert short_key("a") == short_key("a") != short_key("b")
+    monkeypatch.setattr(launcher_module, "MAX_KEYS", 3)
+    shorts = [short_key(("key", number)) for number in range(50)]
+    assert len(set(shorts)) == 50
+    assert len(launcher_module._short_keys) <= 3
+
+
+def test_the_same_tensors_are_known_and_others_are_looked_at():
+    table, wider, lens = torch.zeros(3, 4), torch.zeros(3, 5), torch.zeros(3)
+    same = SameTensors()
+    key = same.layout_of(table, lens)
+    assert key == same.layout_of(table, lens)
+    assert key == same.layout_of(torch.ones(3, 4), lens) == SameTensors().layout_of(table, lens)
+    assert key != same.layout_of(wider, lens)
+    assert key != same.layout_of(table, torch.zeros(4))
+    assert key == same.layout_of(table, lens)
+
+
 def test_arguments_that_do_not_fit_are_refused_behind_some_that_do(build_cache):
     cache = build_cache([5, 9], num_kv_heads=2, head_dim=16, block_size=16, is_contiguous=False)
     arguments = (cache.kv, cache.table, cache.context_lens)
@@ -143,7 +163,12 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
         [sys.executable, "-P", __file__], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["decode_attention", "rotary_write_kv"]
+    assert done.stdout.split() == [
+        "decode_plan",
+        "decode_attention",
+        "shared_attention",
+        "rotary_write_kv",
+    ]
 
 
 def without_a_gpu():
@@ -167,8 +192,11 @@ def without_a_gpu():
     return launches
 
 
-def check_twice(launches, call):
-    """The first call goes through Triton, the second does not: what reaches the driver must be the same."""
+def check_twice(launches, call, num_rebuilt=0):
+    """The first call goes through Triton, the second does not: what reaches the driver must be the same.
+
+    But for the addresses of the last ``num_rebuilt`` tensors, which each call makes itself.
+    """
     from triton import knobs
 
     call()
@@ -185,8 +213,12 @@ def check_twice(launches, call):
     assert again[6:9] == (None, None, None), "nobody listens"
     ours, again = ours[:6] + ours[9:], again[:6] + again[9:]
     assert len(ours) == len(again)
-    for first, second in zip(ours, again, strict=True):
-        if isinstance(first, torch.Tensor):
+    places = [place for place, argument in enumerate(ours) if isinstance(argument, torch.Tensor)]
+    rebuilt = places[len(places) - num_rebuilt :]
+    for place, (first, second) in enumerate(zip(ours, again, strict=True)):
+        if place in rebuilt:
+            assert isinstance(second, int)
+        elif isinstance(first, torch.Tensor):
             assert first.data_ptr() == second
         else:
             assert first == second
@@ -196,6 +228,14 @@ def check_twice(launches, call):
 def check_against_triton():
     from pbench.kernels.decode_attention import _plan, decode_attention_triton
     from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
+    from pbench.kernels.shared_attention import (
+        MAX_LEVELS,
+        MAX_TILES,
+        TILE_FIELDS,
+        SharedRuns,
+        shared_attention_triton,
+    )
+    from pbench.kernels.tiling import SharedTiling
 
     launches = without_a_gpu()
     dtype = torch.bfloat16
@@ -204,9 +244,17 @@ def check_against_triton():
     table, lens = torch.zeros(3, 4, dtype=torch.int32), torch.ones(3, dtype=torch.int32)
     plan, out = _plan(query, kv, lens), torch.empty(3, 8, 64, dtype=dtype)
     launches.clear()
+    check_twice(launches, lambda: _plan(query[:2], kv, lens[:2]), num_rebuilt=2)
+    print("decode_plan")
     arguments = {"scale": 0.1, "is_contiguous": False, "plan": plan}
     check_twice(launches, lambda: decode_attention_triton(query, kv, table, lens, out, **arguments))
     print("decode_attention")
+    one = torch.ones(1, dtype=torch.int32)
+    runs = SharedRuns(lens, lens, lens, one, torch.zeros(MAX_TILES, TILE_FIELDS, dtype=torch.int32))
+    partial, log_sum = torch.zeros(MAX_LEVELS, 3, 8, 64), torch.zeros(MAX_LEVELS, 3, 8)
+    arguments = {"scale": 0.1, "tiling": SharedTiling(32, 32, 4, 1)}
+    check_twice(launches, lambda: shared_attention_triton(query, kv, table, runs, partial, log_sum, **arguments))
+    print("shared_attention")
     norms = HeadNorms(torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype), 1e-6)
     positions = torch.zeros(3, dtype=torch.int64)
     for rotation in (Rotation(torch.zeros(9, 2, 32), positions), Rotation(torch.zeros(9, 2, 32), positions, norms)):

@@ -33,6 +33,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
+from pbench.kernels.launcher import Launch, Launcher, layout_of
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
@@ -213,6 +214,9 @@ def _prefill_attention_kernel(
     tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
 
 
+_launch = Launcher(_prefill_attention_kernel)
+
+
 def prefill_attention(
     query: torch.Tensor,
     kv: torch.Tensor,
@@ -356,43 +360,51 @@ def prefill_attention_triton(
 
     Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py).
     """
+    if table.shape[0] == 0 or query.shape[0] == 0:
+        return out
+    tensors = (query, kv, table, query_start, context_lens, out)
+    _launch(
+        (layout_of(*tensors), tiling, is_contiguous, window, soft_cap, is_masked_throughout),
+        tensors,
+        (scale * key_scale * math.log2(math.e), float(value_scale)),
+        lambda: _first_launch(query, kv, table, tiling, is_contiguous, window, soft_cap, is_masked_throughout),
+    )
+    return out
+
+
+def _first_launch(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    tiling: PrefillTiling,
+    is_contiguous: bool,
+    window: int | None,
+    soft_cap: float | None,
+    is_masked_throughout: bool,
+) -> Launch:
     num_sequences = table.shape[0]
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     # Each sequence may leave a tile unfinished.
     max_row_tiles = ceil_div(query.shape[0] * (num_heads // num_kv_heads), tiling.tile_rows) + num_sequences - 1
-    if num_sequences == 0 or query.shape[0] == 0:
-        return out
-    _prefill_attention_kernel[(num_kv_heads, max_row_tiles)](
-        query,
-        kv,
-        table,
-        query_start,
-        context_lens,
-        out,
-        num_sequences,
-        query.stride(0),
-        query.stride(1),
-        table.stride(0),
-        num_slots,
-        scale * key_scale * math.log2(math.e),
-        value_scale,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=1 if is_contiguous else num_slots,
-        IS_CONTIGUOUS=is_contiguous,
-        TILE_ROWS=tiling.tile_rows,
-        TILE_TOKENS=tiling.tile_tokens,
-        TILE_DIMS=tile_dims_of(kv),
-        TILE_SEQUENCES=TILE_SEQUENCES,
-        WINDOW=window,
-        SOFT_CAP=soft_cap,
-        IS_MASKED_THROUGHOUT=is_masked_throughout,
-        num_warps=tiling.num_warps,
-        num_stages=tiling.tiles_in_flight + 1,
-    )
-    return out
+    options = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": 1 if is_contiguous else num_slots,
+        "IS_CONTIGUOUS": is_contiguous,
+        "TILE_ROWS": tiling.tile_rows,
+        "TILE_TOKENS": tiling.tile_tokens,
+        "TILE_DIMS": tile_dims_of(kv),
+        "TILE_SEQUENCES": TILE_SEQUENCES,
+        "WINDOW": window,
+        "SOFT_CAP": soft_cap,
+        "IS_MASKED_THROUGHOUT": is_masked_throughout,
+        "num_warps": tiling.num_warps,
+        "num_stages": tiling.tiles_in_flight + 1,
+    }
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots)
+    return Launch((num_kv_heads, max_row_tiles, 1), integers, options)
 
 
 def prefill_attention_reference(

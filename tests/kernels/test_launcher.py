@@ -167,6 +167,7 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
         "decode_plan",
         "decode_attention",
         "shared_attention",
+        "prefill_attention",
         "rotary_write_kv",
     ]
 
@@ -227,6 +228,7 @@ def check_twice(launches, call, num_rebuilt=0):
 
 def check_against_triton():
     from pbench.kernels.decode_attention import _plan, decode_attention_triton
+    from pbench.kernels.prefill_attention import prefill_attention_triton
     from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
     from pbench.kernels.shared_attention import (
         MAX_LEVELS,
@@ -235,7 +237,7 @@ def check_against_triton():
         SharedRuns,
         shared_attention_triton,
     )
-    from pbench.kernels.tiling import SharedTiling
+    from pbench.kernels.tiling import PrefillTiling, SharedTiling
 
     launches = without_a_gpu()
     dtype = torch.bfloat16
@@ -255,6 +257,10 @@ def check_against_triton():
     arguments = {"scale": 0.1, "tiling": SharedTiling(32, 32, 4, 1)}
     check_twice(launches, lambda: shared_attention_triton(query, kv, table, runs, partial, log_sum, **arguments))
     print("shared_attention")
+    arguments = {"scale": 0.1, "is_contiguous": False, "tiling": PrefillTiling(32, 32, 4, 1)}
+    starts = torch.arange(4, dtype=torch.int32)
+    check_twice(launches, lambda: prefill_attention_triton(query, kv, table, starts, lens, out, **arguments))
+    print("prefill_attention")
     norms = HeadNorms(torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype), 1e-6)
     positions = torch.zeros(3, dtype=torch.int64)
     for rotation in (Rotation(torch.zeros(9, 2, 32), positions), Rotation(torch.zeros(9, 2, 32), positions, norms)):

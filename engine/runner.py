@@ -82,7 +82,7 @@ class Runner:
             with phases("forward"):
                 outputs = self._forward(layout)
             with phases("sample"):
-                logits = self.model.logits(self._of_samples(outputs, plan))
+                logits = self._logits_of_samples(outputs, plan)
         else:
             with phases("prepare"):
                 self._batches.stage(step, layout)
@@ -90,10 +90,10 @@ class Runner:
                 outputs = self._graphs.replay(layout)
             if layout.num_prefills:
                 with phases("sample"):
-                    logits = self.model.logits(self._of_samples(outputs, plan))
+                    logits = self._logits_of_samples(outputs, plan)
             else:
                 num_decodes = plan.num_decodes
-                logits = self._of_samples(outputs[:num_decodes], plan)
+                logits = self._select(outputs[:num_decodes], _last_rows(plan.sequences))
                 if len(samples) == num_decodes and all(
                     s.temperature == 0 == s.num_candidates and not s.options for s in samples
                 ):
@@ -195,12 +195,22 @@ class Runner:
         torch.argmax(logits, dim=-1, out=self._batches.chosen[: layout.num_tokens])
         return logits
 
-    def _of_samples(self, rows: Tensor, plan: StepPlan) -> Tensor:
-        """Of a row for each token of the step, the row of each sample."""
-        indices = _last_rows(plan.sequences)
-        if indices == list(range(len(rows))):
-            return rows
-        return rows.index_select(0, to_device(indices, torch.int64, self.device))
+    def _logits_of_samples(self, hidden: Tensor, plan: StepPlan) -> Tensor:
+        """Logits of each sample, from the hidden states of all tokens of the step.
+
+        The product has as many rows as that of some graph: for others a library may choose a kernel that it has not
+        loaded yet, and loading one takes longer than a step.
+        """
+        rows = _last_rows(plan.sequences)
+        index = bisect_left(self._decode_sizes, len(rows))
+        is_padded = self._graphs is not None and rows and index < len(self._decode_sizes)
+        num_more = self._decode_sizes[index] - len(rows) if is_padded else 0
+        return self.model.logits(self._select(hidden, rows + rows[-1:] * num_more))[: len(rows)]
+
+    def _select(self, tensor: Tensor, rows: list[int]) -> Tensor:
+        if rows == list(range(len(tensor))):
+            return tensor
+        return tensor.index_select(0, to_device(rows, torch.int64, self.device))
 
     def _forward(self, layout: Layout) -> Tensor:
         batch = self._batches.batch(layout)

@@ -26,7 +26,9 @@ from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS, load_model_config
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
+from pbench.engine.runner import Runner
 from pbench.engine.shared_runs import Numbers, RunFinder, RunTiles
+from pbench.engine.step_graphs import decode_sizes
 
 SHAPE = {
     "vocab_size": 97,
@@ -286,6 +288,30 @@ def test_greedy_tokens_on_the_gpu_are_those_of_transformers(
         engine.add_request(request)
     outputs, _, _ = finish(engine)
     assert [outputs[index, 0] for index in range(len(expected))] == expected
+
+
+@pytest.mark.gpu
+def test_logits_are_multiplied_only_for_numbers_of_rows_that_some_graph_has(
+    reference: tuple[PreTrainedModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For others a library may load a kernel in the middle of a run, for longer than a step takes."""
+    _, folder = reference
+    engine = make_engine(folder, device="cuda", max_running=24)
+    engine.warm_up()
+    assert isinstance(engine.runner, Runner)
+    model, numbers = engine.runner.model, set()
+    logits = model.logits
+
+    def logits_and_note(hidden: torch.Tensor) -> torch.Tensor:
+        numbers.add(len(hidden))
+        return logits(hidden)
+
+    monkeypatch.setattr(model, "logits", logits_and_note)
+    for index in range(24):
+        engine.add_request(Request(index, [index + 1] * (20 + 3 * index), SamplingParams(max_tokens=3 + index % 5)))
+    finish(engine)
+    assert numbers
+    assert numbers <= {0, *decode_sizes(24)}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -21,6 +21,7 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
+from pbench.kernels.launcher import Launch, Launcher, layout_of
 
 MAX_SIZE = 32768  # one program holds a row in its registers
 
@@ -142,6 +143,9 @@ def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
     check_contiguous("weight", weight)
 
 
+_launcher = Launcher(_rms_norm_kernel)
+
+
 def _launch(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -150,30 +154,30 @@ def _launch(
     new_residual: torch.Tensor,
     eps: float,
 ) -> None:
-    size = x.shape[-1]
-    num_rows = x.numel() // size
-    if num_rows == 0:
+    if normed.numel() == 0:
         return
     if x.dim() > 3:
         x = x.flatten(0, -3)
+    _launcher(
+        (layout_of(x, weight), residual is None),
+        (x, x if residual is None else residual, weight, normed, new_residual),
+        (float(eps),),
+        lambda: _first_launch(x, has_residual=residual is not None),
+    )
+
+
+def _first_launch(x: torch.Tensor, *, has_residual: bool) -> Launch:
+    size = x.shape[-1]
+    num_rows = x.numel() // size
     num_inner, inner_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
     outer_stride = x.stride(0) if x.dim() > 1 else 0
     tile_size = next_power_of_2(size)
     tile_rows = max(1, 1024 // tile_size)
-    _rms_norm_kernel[(ceil_div(num_rows, tile_rows),)](
-        x,
-        x if residual is None else residual,
-        weight,
-        normed,
-        new_residual,
-        num_rows,
-        num_inner,
-        outer_stride,
-        inner_stride,
-        eps,
-        HAS_RESIDUAL=residual is not None,
-        SIZE=size,
-        TILE_ROWS=tile_rows,
-        TILE_SIZE=tile_size,
-        num_warps=min(max(tile_size // 512, 4), 16),
-    )
+    options = {
+        "HAS_RESIDUAL": has_residual,
+        "SIZE": size,
+        "TILE_ROWS": tile_rows,
+        "TILE_SIZE": tile_size,
+        "num_warps": min(max(tile_size // 512, 4), 16),
+    }
+    return Launch((ceil_div(num_rows, tile_rows), 1, 1), (num_rows, num_inner, outer_stride, inner_stride), options)

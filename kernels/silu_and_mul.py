@@ -17,6 +17,7 @@ from pbench.kernels.launch import (
     check_rows,
     runs_on_triton,
 )
+from pbench.kernels.launcher import Launch, Launcher, layout_of
 
 TILE_SIZE = 1024
 
@@ -40,6 +41,9 @@ def _silu_and_mul_kernel(
     tl.store(out_ptr + token * SIZE + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+_launch = Launcher(_silu_and_mul_kernel)
+
+
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up`` of ``gate_up: (T, 2 * n)``: ``(T, n)``, computed in float32 and rounded once.
 
@@ -61,10 +65,14 @@ def silu_and_mul_triton(gate_up: torch.Tensor) -> torch.Tensor:
     out = torch.empty((num_tokens, size), dtype=gate_up.dtype, device=gate_up.device)
     if out.numel() == 0:
         return out
-    _silu_and_mul_kernel[(num_tokens, ceil_div(size, TILE_SIZE))](
-        gate_up, out, gate_up.stride(0), SIZE=size, TILE_SIZE=TILE_SIZE
-    )
+    _launch(layout_of(gate_up), (gate_up, out), (), lambda: _first_launch(gate_up))
     return out
+
+
+def _first_launch(gate_up: torch.Tensor) -> Launch:
+    num_tokens, size = gate_up.shape[0], gate_up.shape[1] // 2
+    options = {"SIZE": size, "TILE_SIZE": TILE_SIZE}
+    return Launch((num_tokens, ceil_div(size, TILE_SIZE), 1), (gate_up.stride(0),), options)
 
 
 def silu_and_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Batches: a StepPlan becomes the tensors that the model and its attention read.
 
-Everything of a step goes to the device in two transfers, of wide and of narrow integers. Where each part lies there
+Everything of a step goes to the device in one transfer, wide integers, then narrow ones. Where each part lies there
 depends on the layout alone: a CUDA graph that was captured for a layout serves every step that is staged in it.
 """
 
@@ -42,6 +42,11 @@ class Layout(NamedTuple):
         num_numbers = self.num_sequences * (1 + self.width) + self.num_prefills + 1
         return num_numbers + (num_packed(self.num_decodes) if self.has_shared else 0)
 
+    @property
+    def num_staged(self) -> int:
+        """Wide integers with room for all: token_ids, positions, slots and sources, then the narrow ones."""
+        return 4 * self.num_tokens + -(-self.num_narrow // 2)
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
@@ -73,14 +78,14 @@ class Batches:
         self._tables = np.zeros((config.max_running, self.width), dtype=np.int32)
         self._row_by_seq_id: dict[int, int] = {}
         self._free_rows = list(range(config.max_running - 1, -1, -1))
-        # What the last step chose; then the token ids, positions, slots and sources of this one. A source is where
-        # among these numbers a token stands: with the token ids, or with what was chosen.
-        num_chosen = config.max_running
-        self._numbers = torch.zeros(num_chosen + 4 * config.max_batch_tokens, dtype=torch.int64, device=pool.device)
-        self.chosen, self._wide = self._numbers[:num_chosen], self._numbers[num_chosen:]
+        # What the last step chose; then the token ids, positions, slots and sources of this one, and its narrow
+        # integers. A source is where among these numbers a token stands: with the token ids, or with what was chosen.
         most = Layout(config.max_batch_tokens, config.max_running, config.max_running, self.width, has_shared=True)
-        self._narrow = torch.zeros(most.num_narrow, dtype=torch.int32, device=pool.device)
-        self._wide_staging, self._narrow_staging = Staging(self._wide), Staging(self._narrow)
+        self._first_staged = config.max_running + config.max_running % 2  # at a multiple of 16 bytes
+        num_numbers = self._first_staged + most.num_staged
+        self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=pool.device)
+        self.chosen, self._staged = self._numbers[: config.max_running], self._numbers[self._first_staged :]
+        self._staging = Staging(self._staged)
         self._run_finder: RunFinder | None = None
         has_prefixes = not self._is_contiguous and config.is_prefix_cached and None in config.windows
         if pool.is_cuda and has_prefixes and not config.is_batch_invariant:
@@ -95,7 +100,7 @@ class Batches:
     @property
     def num_bytes(self) -> int:
         """Held on the device."""
-        return self._numbers.nbytes + self._narrow.nbytes
+        return self._numbers.nbytes
 
     def take(self, plan: StepPlan) -> StepRows:
         """Update the tables by a plan, and look up its sequences in them."""
@@ -138,10 +143,10 @@ class Batches:
         """Upload a step, padded to ``layout`` by tokens and sequences that read and write nothing."""
         num_decodes, num_prefills, num_tokens = step.num_decodes, step.num_prefills, step.num_tokens
         rows, starts = step.rows, step.starts
-        wide = self._wide_staging.host(4 * layout.num_tokens).reshape(4, layout.num_tokens)
+        host = self._staging.host(layout.num_staged)
+        wide = host[: 4 * layout.num_tokens].reshape(4, layout.num_tokens)
         token_ids, positions, slots, sources = wide
-        narrow = self._narrow_staging.host(layout.num_narrow)
-        context_lens, query_start, table, packed = _split(narrow, layout)
+        context_lens, query_start, table, packed = _split(host[wide.size :].view(np.int32), layout)
         wide[:2, num_tokens:] = 0
         slots[num_tokens:] = -1
         context_lens[:] = 0
@@ -163,7 +168,7 @@ class Batches:
             positions[:num_tokens] = starts
             token_rows = rows
         slots[:num_tokens] = self._slots(token_rows, positions[:num_tokens])
-        in_place = np.arange(layout.num_tokens) + len(self.chosen)
+        in_place = np.arange(layout.num_tokens) + self._first_staged
         sources[:] = np.where(token_ids < 0, ~token_ids, in_place)  # see ``placeholder``
         table[:num_decodes] = self._tables[rows[:num_decodes], : layout.width]
         table[num_decodes : layout.num_decodes] = 0
@@ -172,8 +177,7 @@ class Batches:
         table[end:] = 0
         if layout.has_shared:
             pack_runs(step.runs, packed, layout.num_decodes)
-        self._wide_staging.upload()
-        self._narrow_staging.upload()
+        self._staging.upload()
 
     def stage_nothing(self, layout: Layout) -> None:
         """Upload padding alone."""
@@ -182,8 +186,9 @@ class Batches:
 
     def batch(self, layout: Layout) -> Batch:
         """What ``stage`` uploads, where it lies on the device."""
-        wide = self._wide[: 4 * layout.num_tokens].view(4, layout.num_tokens)
-        context_lens, query_start, table, packed = _split(self._narrow, layout)
+        wide = self._staged[: 4 * layout.num_tokens].view(4, layout.num_tokens)
+        narrow = self._staged[4 * layout.num_tokens :].view(torch.int32)
+        context_lens, query_start, table, packed = _split(narrow, layout)
         return Batch(
             token_ids=self._numbers.index_select(0, wide[3]),
             positions=wide[1],

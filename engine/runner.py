@@ -19,6 +19,7 @@ from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
+from pbench.kernels.most_likely import most_likely
 
 MAX_CAPTURED_PREFILLS = 32  # in a step that a CUDA graph serves
 
@@ -192,7 +193,7 @@ class Runner:
         if layout.num_prefills:
             return hidden
         logits = self.model.logits(hidden)
-        torch.argmax(logits, dim=-1, out=self._batches.chosen[: layout.num_tokens])
+        most_likely(logits, self._batches.chosen[: layout.num_tokens])
         return logits
 
     def _logits_of_samples(self, hidden: Tensor, plan: StepPlan) -> Tensor:

@@ -33,9 +33,11 @@ INTEGER_POINTERS = {
     "keys_ptr": "*i64",
     "seen_ptr": "*u8",
     "tokens_ptr": "*i64",
+    "tile_tokens_ptr": "*i32",
 }
 FLOAT32_POINTERS = dict.fromkeys(
-    ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr"), "*fp32"
+    ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr", "tile_logits_ptr"),
+    "*fp32",
 )
 FLOAT64_POINTERS = {"rules_ptr": "*fp64"}
 FLOATS = ("scale_log2", "value_scale", "key_factor", "value_factor", "fp8_max", "eps")
@@ -108,6 +110,7 @@ def compile_all():
         decode_plan,
         hopper_prefill,
         matmul,
+        most_likely,
         prefill_attention,
         rms_norm,
         rotary_write_kv,
@@ -179,6 +182,10 @@ def compile_all():
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
         compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
     print("rotary_write_kv")
+    compile_kernel(most_likely._most_likely_kernel, {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096}, num_warps=4)
+    merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64}
+    compile_kernel(most_likely._merge_kernel, merged, num_warps=1)
+    print("most_likely")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""The most likely token of every row of logits.
+
+::
+
+    token[r] = the first t with logits[r, t] = max_t logits[r, t]
+
+A vocabulary is long and rows are few, so many programs share a row; a second, tiny launch compares what they found.
+"""
+
+import torch
+
+from pbench.kernels.compiler import jit, tl
+from pbench.kernels.launch import (
+    FLOAT_DTYPES,
+    ceil_div,
+    check_contiguous,
+    check_dtype,
+    check_num_dims,
+    check_shape,
+    next_power_of_2,
+    runs_on_triton,
+)
+
+TILE_SIZE = 4096
+
+
+@jit(do_not_specialize_on_alignment=("logits_ptr",))
+def _most_likely_kernel(
+    logits_ptr: tl.pointer_type,  # (num_rows, VOCAB_SIZE)
+    tile_logits_ptr: tl.pointer_type,  # (num_rows, num_tiles) float32: the largest of each tile
+    tile_tokens_ptr: tl.pointer_type,  # (num_rows, num_tiles) int32: the first token that has it
+    VOCAB_SIZE: tl.constexpr,
+    TILE_SIZE: tl.constexpr,
+) -> None:
+    """Grid: (num_tiles, num_rows)."""
+    row, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
+    tokens = tile * TILE_SIZE + tl.arange(0, TILE_SIZE)
+    logits = tl.load(logits_ptr + row * VOCAB_SIZE + tokens, mask=tokens < VOCAB_SIZE, other=float("-inf"))
+    logits = logits.to(tl.float32)
+    largest = tl.max(logits, 0)
+    first = tl.min(tl.where(logits == largest, tokens, VOCAB_SIZE), 0)
+    tl.store(tile_logits_ptr + row * tl.num_programs(0) + tile, largest)
+    tl.store(tile_tokens_ptr + row * tl.num_programs(0) + tile, first)
+
+
+@jit(do_not_specialize_on_alignment=("tokens_ptr",))
+def _merge_kernel(
+    tile_logits_ptr: tl.pointer_type,  # (num_rows, NUM_TILES) float32
+    tile_tokens_ptr: tl.pointer_type,  # (num_rows, NUM_TILES) int32
+    tokens_ptr: tl.pointer_type,  # (num_rows,) int64
+    VOCAB_SIZE: tl.constexpr,
+    NUM_TILES: tl.constexpr,
+    MAX_TILES: tl.constexpr,  # a power of two
+) -> None:
+    """Grid: (num_rows,)."""
+    row, tiles = tl.program_id(0), tl.arange(0, MAX_TILES)
+    is_tile = tiles < NUM_TILES
+    logits = tl.load(tile_logits_ptr + row * NUM_TILES + tiles, mask=is_tile, other=float("-inf"))
+    tokens = tl.load(tile_tokens_ptr + row * NUM_TILES + tiles, mask=is_tile, other=VOCAB_SIZE)
+    is_largest = logits == tl.max(logits, 0)
+    tl.store(tokens_ptr + row, tl.min(tl.where(is_largest, tokens, VOCAB_SIZE), 0).to(tl.int64))
+
+
+def most_likely(logits: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the most likely token of each row into ``out``; of equals the first.
+
+    Args:
+        logits: ``(num_rows, vocab_size)``, float32, bfloat16 or float16, contiguous. No NaN; a row of nothing but -inf
+            gives token 0.
+        out: int64 ``(num_rows,)``, contiguous.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    check_num_dims("logits", logits, 2, "(num_rows, vocab_size)")
+    check_dtype("logits", logits, *FLOAT_DTYPES)
+    check_contiguous("logits", logits)
+    check_shape("out", out, logits.shape[:1])
+    check_dtype("out", out, torch.int64)
+    check_contiguous("out", out)
+    if runs_on_triton(logits):
+        most_likely_triton(logits, out)
+    else:
+        most_likely_reference(logits, out)
+
+
+def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
+    """Launch the kernels on checked arguments (see ``most_likely``)."""
+    num_rows, vocab_size = logits.shape
+    if num_rows == 0:
+        return
+    num_tiles = ceil_div(vocab_size, TILE_SIZE)
+    largest = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
+    tokens = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
+    _most_likely_kernel[(num_tiles, num_rows)](
+        logits, largest, tokens, VOCAB_SIZE=vocab_size, TILE_SIZE=TILE_SIZE, num_warps=4
+    )
+    _merge_kernel[(num_rows,)](
+        largest,
+        tokens,
+        out,
+        VOCAB_SIZE=vocab_size,
+        NUM_TILES=num_tiles,
+        MAX_TILES=next_power_of_2(num_tiles),
+        num_warps=1,
+    )
+
+
+def most_likely_reference(logits: torch.Tensor, out: torch.Tensor) -> None:
+    """``most_likely`` in plain torch."""
+    torch.argmax(logits, dim=-1, out=out)

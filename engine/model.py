@@ -5,8 +5,7 @@ where their keys and values are kept, is the business of the ``Attention`` objec
 one model serves every memory.
 """
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,11 @@ from torch.nn import functional
 
 from pbench.engine.model_config import ModelConfig
 from pbench.engine.phases import Phases, no_phases
+from pbench.engine.products import FewRowsProducts, Products, WholeProducts, most_few_rows
 from pbench.engine.rotary import rotary_table
 from pbench.kernels.matmul import matmul
-from pbench.kernels.rms_norm import add_rms_norm, rms_norm
+from pbench.kernels.rms_norm import rms_norm
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation
-from pbench.kernels.silu_and_mul import silu_and_mul
-
-Linear: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of x, weight and bias
 
 
 class Attention(Protocol):
@@ -76,12 +73,9 @@ class Model(nn.Module):
         device = torch.device(device)
         self.config = config
         self.dtype = dtype
-        self.linear: Linear = matmul if is_batch_invariant else functional.linear
         self.phases: Phases = no_phases
         self.embedding = _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        self.layers = nn.ModuleList(
-            Layer(config, index, dtype, device, self.linear) for index in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(Layer(config, index, dtype, device) for index in range(config.num_layers))
         self.final_norm = _parameter(config.hidden_size, dtype=dtype, device=device)
         self.head = (
             self.embedding
@@ -89,6 +83,9 @@ class Model(nn.Module):
             else _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         )
         self.register_buffer("cos_sin", rotary_table(config, device), persistent=False)
+        self._whole_products = WholeProducts(matmul if is_batch_invariant else functional.linear)
+        self._few_rows_products = FewRowsProducts()
+        self._most_few_rows = 0 if is_batch_invariant else most_few_rows(config, self.embedding)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Compute the hidden states of a flattened batch of tokens, after the final norm.
@@ -103,6 +100,7 @@ class Model(nn.Module):
 
         """
         eps = self.config.rms_norm_eps
+        products = self.products(len(token_ids))
         layers = cast("list[Layer]", list(self.layers))
         # A layer's last addition is fused with the norm that follows it: the next layer's first.
         following_norms = [layer.attention_norm for layer in layers[1:]] + [self.final_norm]
@@ -110,28 +108,29 @@ class Model(nn.Module):
         residual = functional.embedding(token_ids, self.embedding)
         hidden = rms_norm(residual, layers[0].attention_norm, eps)
         for layer, following_norm in zip(layers, following_norms, strict=True):
-            hidden = layer.attend(hidden, rotation, attention)
-            hidden, residual = add_rms_norm(hidden, residual, layer.feed_forward_norm, eps)
+            addend = layer.attend(hidden, rotation, attention, products)
+            hidden, residual = products.add_norm(addend, residual, layer.feed_forward_norm, eps)
             with self.phases("mlp"):
-                hidden = layer.feed_forward(hidden)
-            hidden, residual = add_rms_norm(hidden, residual, following_norm, eps)
+                addend = layer.feed_forward(hidden, products)
+            hidden, residual = products.add_norm(addend, residual, following_norm, eps)
         return hidden
+
+    def products(self, num_tokens: int) -> Products:
+        """What multiplies in a pass of so many tokens."""
+        return self._few_rows_products if num_tokens <= self._most_few_rows else self._whole_products
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every next token: hidden states (N, hidden_size) -> (N, vocab_size) in the model's dtype."""
-        return self.linear(hidden, self.head, None)
+        return self._whole_products.linear(hidden, self.head, None)
 
 
 class Layer(nn.Module):
     """One decoder layer. Query, key and value are one product, and so are gate and up."""
 
-    def __init__(
-        self, config: ModelConfig, index: int, dtype: torch.dtype, device: torch.device, linear: Linear
-    ) -> None:
+    def __init__(self, config: ModelConfig, index: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.index = index
-        self.linear = linear
         hidden_size, qkv_size = config.hidden_size, config.query_size + 2 * config.kv_size
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -147,22 +146,22 @@ class Layer(nn.Module):
         self.gate_up = parameter(2 * config.intermediate_size, hidden_size)
         self.down = parameter(hidden_size, config.intermediate_size)
 
-    def attend(self, hidden: Tensor, rotation: Rotation, attention: Attention) -> Tensor:
-        """Compute the attention half: (T, hidden_size), normed -> (T, hidden_size), still to be added."""
+    def attend(self, hidden: Tensor, rotation: Rotation, attention: Attention, products: Products) -> Tensor:
+        """Compute the attention half: (T, hidden_size), normed -> an addend for ``products.add_norm``."""
         config = self.config
         key_start, value_start = config.num_heads, config.num_heads + config.num_kv_heads
         # (T, num_heads + 2 * num_kv_heads, head_dim)
-        packed = self.linear(hidden, self.qkv, self.qkv_bias)
+        packed = products.linear(hidden, self.qkv, self.qkv_bias)
         packed = packed.view(-1, value_start + config.num_kv_heads, config.head_dim)
         query, key, value = packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
         if self.query_norm is not None and self.key_norm is not None:
             rotation = rotation._replace(norms=HeadNorms(self.query_norm, self.key_norm, config.rms_norm_eps))
         attended = attention(self.index, query, key, value, rotation)
-        return self.linear(attended.flatten(1), self.attention_output, None)
+        return products.addend(attended.flatten(1), self.attention_output)
 
-    def feed_forward(self, hidden: Tensor) -> Tensor:
+    def feed_forward(self, hidden: Tensor, products: Products) -> Tensor:
         """Compute the SwiGLU half, down(silu(gate(x)) * up(x)), of the same shapes as the attention half."""
-        return self.linear(silu_and_mul(self.linear(hidden, self.gate_up, None)), self.down, None)
+        return products.addend(products.gated(hidden, self.gate_up), self.down)
 
 
 def _parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:

@@ -10,12 +10,14 @@ do.
 
 import torch
 
-from pbench.kernels.compiler import jit, tl
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
+    can_launch_early,
     ceil_div,
     check_contiguous,
     check_dtype,
+    check_num_dims,
     check_rows,
     check_shape,
     next_power_of_2,
@@ -28,7 +30,7 @@ MAX_SIZE = 32768  # one program holds a row in its registers
 
 @jit(do_not_specialize=("num_rows",))
 def _rms_norm_kernel(
-    x_ptr: tl.pointer_type,  # (num_rows / num_inner, num_inner, SIZE)
+    x_ptr: tl.pointer_type,  # (num_rows / num_inner, num_inner, SIZE), or with NUM_PARTS (NUM_PARTS, num_rows, SIZE)
     residual_ptr: tl.pointer_type,  # (num_rows, SIZE), added to x first
     weight_ptr: tl.pointer_type,  # (SIZE,)
     normed_ptr: tl.pointer_type,  # (num_rows, SIZE)
@@ -39,17 +41,26 @@ def _rms_norm_kernel(
     inner_stride: tl.tensor,
     eps: tl.tensor,
     HAS_RESIDUAL: tl.constexpr,
+    NUM_PARTS: tl.constexpr,  # that x is the sum of; None: it is not in parts
     SIZE: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_SIZE: tl.constexpr,
+    IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (row tiles,)."""
+    if IS_EARLY:
+        wait_for_previous()
+        let_next_launch()
     rows = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
     columns = tl.arange(0, TILE_SIZE)
     mask = (rows < num_rows)[:, None] & (columns < SIZE)[None, :]
     x_rows = rows // num_inner * outer_stride + rows % num_inner * inner_stride
     offsets = rows[:, None] * SIZE + columns[None, :]
     x = tl.load(x_ptr + x_rows[:, None] + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+    if NUM_PARTS is not None:
+        for part in tl.static_range(1, NUM_PARTS):
+            x += tl.load(x_ptr + part * num_rows.to(tl.int64) * SIZE + offsets, mask=mask, other=0.0)
+        x = x.to(normed_ptr.dtype.element_ty).to(tl.float32)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
         rounded_sum = (x + residual).to(sum_ptr.dtype.element_ty)
@@ -133,6 +144,47 @@ def add_rms_norm_reference(
     return rms_norm_reference(new_residual, weight, eps), new_residual
 
 
+def add_parts_rms_norm(
+    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``add_rms_norm`` of the sum of ``parts``, rounded to residual's dtype as one product would be.
+
+    Args:
+        parts: float32 ``(num_parts, T, n)``, contiguous, n at most 32768: what few_rows_matmul.py makes.
+        residual: ``(T, n)``, float32, bfloat16 or float16, contiguous.
+        weight: ``(n,)`` of residual's dtype.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    _check(residual, weight)
+    check_num_dims("parts", parts, 3, "(num_parts, num_tokens, n)")
+    check_shape("parts", parts, (parts.shape[0], *residual.shape))
+    check_dtype("parts", parts, torch.float32)
+    check_contiguous("parts", parts)
+    check_contiguous("residual", residual)
+    if runs_on_triton(parts):
+        return add_parts_rms_norm_triton(parts, residual, weight, eps)
+    return add_parts_rms_norm_reference(parts, residual, weight, eps)
+
+
+def add_parts_rms_norm_triton(
+    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Launch the kernel on checked arguments (see ``add_parts_rms_norm``)."""
+    normed, new_residual = torch.empty_like(residual), torch.empty_like(residual)
+    _launch(parts[0], residual, weight, normed, new_residual, eps, len(parts))
+    return normed, new_residual
+
+
+def add_parts_rms_norm_reference(
+    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``add_parts_rms_norm`` in plain torch; float64 too."""
+    return add_rms_norm_reference(parts.sum(0).to(residual.dtype), residual, weight, eps)
+
+
 def _check(x: torch.Tensor, weight: torch.Tensor) -> None:
     check_dtype("x", x, *FLOAT_DTYPES)
     check_rows("x", x)
@@ -153,31 +205,37 @@ def _launch(
     normed: torch.Tensor,
     new_residual: torch.Tensor,
     eps: float,
+    num_parts: int | None = None,
 ) -> None:
     if normed.numel() == 0:
         return
     if x.dim() > 3:
         x = x.flatten(0, -3)
     _launcher(
-        (layout_of(x, weight), residual is None),
+        (layout_of(x, weight), residual is None, num_parts),
         (x, x if residual is None else residual, weight, normed, new_residual),
         (float(eps),),
-        lambda: _first_launch(x, has_residual=residual is not None),
+        lambda: _first_launch(x, num_parts, has_residual=residual is not None),
     )
 
 
-def _first_launch(x: torch.Tensor, *, has_residual: bool) -> Launch:
+def _first_launch(x: torch.Tensor, num_parts: int | None, *, has_residual: bool) -> Launch:
     size = x.shape[-1]
     num_rows = x.numel() // size
     num_inner, inner_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
     outer_stride = x.stride(0) if x.dim() > 1 else 0
     tile_size = next_power_of_2(size)
     tile_rows = max(1, 1024 // tile_size)
+    # Behind a library's kernel, which lets nothing start, that would cost time.
+    is_early = num_parts is not None and can_launch_early(x)
     options = {
         "HAS_RESIDUAL": has_residual,
+        "NUM_PARTS": num_parts,
         "SIZE": size,
         "TILE_ROWS": tile_rows,
         "TILE_SIZE": tile_size,
+        "IS_EARLY": is_early,
+        "launch_pdl": is_early,
         "num_warps": min(max(tile_size // 512, 4), 16),
     }
     return Launch((ceil_div(num_rows, tile_rows), 1, 1), (num_rows, num_inner, outer_stride, inner_stride), options)

@@ -15,6 +15,7 @@ from pbench.engine.engine import Engine
 from pbench.engine.loading import load_engine
 from pbench.engine.model import Model
 from pbench.engine.model_config import ModelConfig, load_model_config
+from pbench.engine.products import FewRowsProducts, WholeProducts
 from pbench.engine.records import TokenOutput
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.runner import Runner
@@ -38,10 +39,10 @@ ABSOLUTE_ERROR = 1e-3
 
 SHAPE = {
     "vocab_size": 515,
-    "hidden_size": 256,
-    "intermediate_size": 512,
+    "hidden_size": 512,  # so much that on a GPU the kernels for few rows multiply
+    "intermediate_size": 1024,
     "num_hidden_layers": 3,
-    "num_attention_heads": 8,
+    "num_attention_heads": 16,
     "num_key_value_heads": 2,
     "head_dim": 32,
     "max_position_embeddings": 512,
@@ -101,6 +102,9 @@ def test_log_probabilities_in_bfloat16_are_as_near_to_float32_as_those_of_transf
     )
     engine = load_engine(config, str(folder))
     engine.warm_up()
+    assert isinstance(engine.runner, Runner)
+    has_few_rows = device == "cuda" and torch.cuda.get_device_capability() >= (9, 0) and not is_batch_invariant
+    assert isinstance(engine.runner.model.products(8), FewRowsProducts if has_few_rows else WholeProducts)
     vocab_size = config.model.vocab_size
     shared = [17 * index % vocab_size for index in range(64)]
     prompts = [[*shared, index, *range(7 * index)] for index in range(6)] + [[3], [5 * index for index in range(100)]]

@@ -60,7 +60,7 @@ def test_every_kernel_compiles(tmp_path):
     }
 
 
-def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
+def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, tiles=None, **options):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -69,6 +69,8 @@ def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, **options):
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
+        elif tiles and name in tiles:
+            signature[name] = f"tensordesc<{dtype}{list(tiles[name])}>"
         elif name.endswith("_ptr"):
             signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS | FLOAT64_POINTERS).get(name, f"*{dtype}")
             if is_fp8 and name == "kv_ptr":
@@ -108,6 +110,8 @@ def compile_all():
         copy_blocks,
         decode_attention,
         decode_plan,
+        few_rows_matmul,
+        gated_matmul,
         hopper_prefill,
         matmul,
         most_likely,
@@ -171,9 +175,11 @@ def compile_all():
     for has_shared, window in ((True, None), (False, 4096)):
         compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})
     print("decode_plan")
-    for has_residual in (False, True):
+    for has_residual, num_parts in ((False, None), (True, None), (True, 4)):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
-        compile_kernel(rms_norm._rms_norm_kernel, row)
+        is_early = num_parts is not None
+        row |= {"NUM_PARTS": num_parts, "IS_EARLY": is_early}
+        compile_kernel(rms_norm._rms_norm_kernel, row, launch_pdl=is_early)
     print("rms_norm")
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
     print("silu_and_mul")
@@ -182,6 +188,43 @@ def compile_all():
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
         compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
     print("rotary_write_kv")
+    for num_rows in (16, 32, 64, 256):
+        tiling = few_rows_matmul.few_rows_tiling(num_rows)
+        for num_parts, has_bias in ((8, False), (1, True)):
+            product = {
+                "HAS_BIAS": has_bias,
+                "NUM_COLUMNS": 1024,
+                "DEPTH": 2048,
+                "NUM_PARTS": num_parts,
+                "TILE_ROWS": tiling.tile_rows,
+                "TILE_COLUMNS": tiling.tile_columns,
+                "TILE_DEPTH": tiling.tile_depth,
+                "IS_TURNED": tiling.tile_rows < few_rows_matmul.MIN_WGMMA_ROWS,
+                "IS_EARLY": True,
+            }
+            tiles = {
+                "x_descriptor": (tiling.tile_rows, tiling.tile_depth),
+                "weight_descriptor": (tiling.tile_columns, tiling.tile_depth),
+            }
+            options = {"num_warps": 4, "num_stages": tiling.num_stages, "launch_pdl": True}
+            compile_kernel(few_rows_matmul._few_rows_matmul_kernel, product, tiles=tiles, **options)
+        gated = gated_matmul.gated_tiling(num_rows)
+        product = {
+            "NUM_COLUMNS": 3072,
+            "DEPTH": 1024,
+            "TILE_ROWS": gated.tile_rows,
+            "TILE_COLUMNS": gated.tile_columns,
+            "TILE_DEPTH": gated.tile_depth,
+            "IS_EARLY": True,
+        }
+        tiles = {
+            "x_descriptor": (gated.tile_rows, gated.tile_depth),
+            "weight_descriptor": (gated.tile_columns, gated.tile_depth),
+        }
+        options = {"num_warps": 4, "num_stages": gated.num_stages, "launch_pdl": True}
+        compile_kernel(gated_matmul._gated_matmul_kernel, product, tiles=tiles, **options)
+    print("few_rows_matmul")
+    print("gated_matmul")
     compile_kernel(most_likely._most_likely_kernel, {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096}, num_warps=4)
     merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64}
     compile_kernel(most_likely._merge_kernel, merged, num_warps=1)

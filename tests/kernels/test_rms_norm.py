@@ -3,6 +3,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pbench.kernels.rms_norm import (
+    add_parts_rms_norm,
+    add_parts_rms_norm_reference,
+    add_parts_rms_norm_triton,
     add_rms_norm,
     add_rms_norm_reference,
     add_rms_norm_triton,
@@ -41,6 +44,35 @@ def test_fused_kernel_is_the_formula_of_the_rounded_sum(device, dtype_and_tolera
     torch.testing.assert_close(new_residual.double(), exact_sum, rtol=tolerance, atol=tolerance)
     expected = rms_norm_reference(new_residual.double(), weight.double(), EPS)
     torch.testing.assert_close(normed.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("shape", [(1, 16), (7, 64), (3, 100), (2, 4096), (0, 64)])
+def test_kernel_of_parts_is_the_formula_of_their_rounded_sum(device, dtype_and_tolerance, shape, num_parts):
+    dtype, tolerance = dtype_and_tolerance
+    parts, residual = random_rows((num_parts, *shape), device, torch.float32), random_rows(shape, device, dtype, 2)
+    weight = random_rows(shape[-1:], device, dtype, 1)
+    normed, new_residual = add_parts_rms_norm_triton(parts, residual, weight, EPS)
+    assert normed.dtype is new_residual.dtype is dtype
+    exact = parts.double().sum(0), parts.double().sum(0) + residual.double()
+    errors = (new_residual.double() - exact[1]).abs()
+    assert (errors <= tolerance * (1 + exact[0].abs() + exact[1].abs())).all()  # both sums are rounded
+    expected = rms_norm_reference(new_residual.double(), weight.double(), EPS)
+    torch.testing.assert_close(normed.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [1, 177, 256])
+def test_parts_are_summed_and_rounded_as_one_product_would_be(num_rows):
+    """In a row of kernels that start early, each of which reads what the one before it wrote."""
+    residual, weight = (random_rows(shape, "cuda", torch.bfloat16, 2) for shape in ((num_rows, 4096), (4096,)))
+    parts = random_rows((4, num_rows, 4096), "cuda", torch.float32)
+    expected = residual
+    for _ in range(5):
+        _, residual = add_parts_rms_norm(parts, residual, weight, EPS)
+        _, expected = add_parts_rms_norm_reference(parts, expected, weight, EPS)
+    # Parts are added in another order, so a sum may round to a neighbour, five times.
+    torch.testing.assert_close(residual, expected, rtol=5 * 2**-7, atol=5e-2)
 
 
 def test_rows_of_a_wider_tensor_are_read_in_place(device):
@@ -111,3 +143,17 @@ def test_launcher_names_the_argument_that_does_not_fit(x, weight, message):
 def test_fused_launcher_names_the_residual_that_does_not_fit(residual, message):
     with pytest.raises(ValueError, match=message):
         add_rms_norm(torch.zeros(2, 16), residual, torch.zeros(16), EPS)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (torch.zeros(2, 16), "parts has shape"),
+        (torch.zeros(4, 3, 16), "parts has shape"),
+        (torch.zeros(4, 2, 16, dtype=torch.float16), "parts is float16; expected float32"),
+        (torch.zeros(2, 4, 16).transpose(0, 1), "parts of shape"),
+    ],
+)
+def test_launcher_of_parts_names_what_does_not_fit(parts, message):
+    with pytest.raises(ValueError, match=message):
+        add_parts_rms_norm(parts, torch.zeros(2, 16), torch.zeros(16), EPS)

@@ -16,11 +16,21 @@ from pbench.engine.swapper import Swapper
 from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
+from pbench.kernels.few_rows_matmul import few_rows_matmul, few_rows_matmul_reference, few_rows_parts
+from pbench.kernels.gated_matmul import gated_matmul, gated_matmul_reference
 from pbench.kernels.invariant_attention import invariant_attention, invariant_attention_reference
 from pbench.kernels.launch import FP8
 from pbench.kernels.matmul import matmul, matmul_reference
+from pbench.kernels.most_likely import most_likely
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
-from pbench.kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from pbench.kernels.rms_norm import (
+    add_parts_rms_norm,
+    add_parts_rms_norm_reference,
+    add_rms_norm,
+    add_rms_norm_reference,
+    rms_norm,
+    rms_norm_reference,
+)
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv, rotary_write_kv_reference
 from pbench.kernels.shared_attention import MAX_TILES, TILE_FIELDS, SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
@@ -36,6 +46,9 @@ KERNELS = {
     "rms_norm",
     "silu_and_mul",
     "matmul",
+    "few_rows_matmul",
+    "gated_matmul",
+    "most_likely",
     "choose_tokens",
     "copy_blocks",
 }
@@ -209,6 +222,30 @@ def test_rows(device, dtype):
 def test_matmul(device, dtype):
     x, weight, bias = (random(*shape, dtype=dtype, device=device) for shape in ((65, 80), (130, 80), (130,)))
     assert_near(matmul(x, weight / 9, bias), matmul_reference(x.double(), weight.double() / 9, bias.double()))
+
+
+@pytest.mark.parametrize("num_rows", [5, 17, 65, 129])
+def test_products_of_few_rows(device, num_rows):
+    """Of parts two, one of which is short; each kernel starts while the one before it runs."""
+    if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("these kernels are for Hopper")
+    x, weight = (random(count, 520, dtype=BF16, device=device) for count in (num_rows, 140))
+    bias, residual, norm = (random(*shape, dtype=BF16, device=device) for shape in ((140,), (num_rows, 140), (140,)))
+    weight /= 23
+    assert_near(few_rows_matmul(x, weight, bias), few_rows_matmul_reference(x.double(), weight.double(), bias.double()))
+    assert_near(gated_matmul(x, weight), gated_matmul_reference(x.double(), weight.double()))
+    parts = few_rows_parts(x, weight)
+    assert_near(parts.sum(0), few_rows_matmul_reference(x.double(), weight.double()))
+    _, summed = add_parts_rms_norm(parts, residual, norm, 1e-5)
+    assert_near(summed, add_parts_rms_norm_reference(parts.double(), residual.double(), norm.double(), 1e-5)[1])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bfloat16", "float32"])
+def test_most_likely_tokens(device, dtype):
+    logits = random(3, 4097, dtype=dtype, device=device)
+    out = torch.empty(3, dtype=torch.int64, device=device)
+    most_likely(logits, out)
+    assert out.tolist() == logits.argmax(dim=-1).tolist()
 
 
 def test_choices(device):

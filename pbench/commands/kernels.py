@@ -9,7 +9,8 @@ from click.core import ParameterSource
 from pbench.commands.kernels_tune import tune
 from pbench.errors import UsageError
 
-_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap", "copy blocks", "rows", "host")
+_ATTENTION = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
+_KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host")
 
 
 @click.group(invoke_without_command=True)
@@ -18,8 +19,9 @@ _KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap", "copy
     "kernels",
     type=click.Choice(_KERNELS),
     multiple=True,
-    help="Time this one only; repeatable. Rows are the kernels that treat every token apart; host is the time that the"
-    " host takes for a call.  [default: all]",
+    help="Time this one only; repeatable. Rows are the kernels that treat every token apart; products those of a decode"
+    " step's few rows with the weights of a layer; most likely is the choice of greedy requests; host is the time that"
+    " the host takes for a call.  [default: all]",
 )
 @click.option("--paging-tax", is_flag=True, help="Time block tables against contiguous extents instead.")
 @click.option("--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Slots in a block.")

@@ -24,14 +24,23 @@ from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_ratios
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.pairs import Pair, most_likely_pair, product_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer, result_error
 from pbench.kernel_bench.peers import peers
-from pbench.kernel_bench.shapes import CPU_SIZE, GPU_SIZE, AttentionShape, BenchSize, attention_shapes, taxed_shapes
+from pbench.kernel_bench.shapes import (
+    CPU_SIZE,
+    GPU_SIZE,
+    AttentionShape,
+    BenchSize,
+    attention_shapes,
+    product_shapes,
+    taxed_shapes,
+)
 from pbench.kernel_bench.timing import time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
 ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
-OTHER_KERNELS = ("copy blocks", "rows", "host")
+OTHER_KERNELS = ("copy blocks", "rows", "products", "most likely", "host")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"
 
@@ -95,10 +104,29 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
         for num_rows in plan.size.num_choices:
             for build in choice_cases(plan.size.vocab_size, num_rows, buffers):
                 yield _measure(build, plan)
+    if "products" in plan.kernels:
+        for product in product_shapes(plan.size):
+            yield from measure_pair(product_pair(product, buffers), plan)
+    if "most likely" in plan.kernels:
+        for num_rows in plan.size.num_most_likely:
+            yield from measure_pair(most_likely_pair(plan.size.models[0].vocab_size, num_rows, buffers), plan)
     if "host" in plan.kernels:
         for case in host_cases(plan.size, plan.block_size, buffers):
             timing = time_host(case.calls[0], plan.device, plan.num_samples)
             yield Measurement(case.kernel, case.shape, case.implementation, 0, 0, timing)
+
+
+def measure_pair(pair: Pair, plan: KernelPlan) -> Iterator[Measurement]:
+    """Ours; on a GPU also torch's way, timed if its result is right, and ours again. Elsewhere ours is torch's too."""
+    ours = _time(pair.ours, plan)
+    yield ours
+    if plan.has_peers and plan.device.type == "cuda" and ours.error is not None and pair.theirs.error:
+        error = pair.theirs.error()
+        failure = _wrong(error, ours.error)
+        timing = None if failure else time_calls(pair.theirs.calls, plan.device, plan.num_samples)
+        theirs = replace(ours, implementation=pair.theirs.implementation, timing=timing, error=error, failure=failure)
+        yield replace(theirs, is_paged=False)  # so that it is not "the fastest on blocks"
+        yield replace(_time(pair.ours, plan), implementation=AGAIN)
 
 
 def measure_paging_tax(plan: KernelPlan) -> Iterator[Measurement]:
@@ -197,9 +225,19 @@ def _measure(build: Callable[[], Case], plan: KernelPlan) -> Measurement:
 
 
 def _time(case: Case, plan: KernelPlan) -> Measurement:
-    timing = time_calls(case.calls, plan.device, plan.num_samples)
-    error = case.error() if case.error else None
-    return Measurement(case.kernel, case.shape, case.implementation, case.num_bytes, case.flops, timing, error)
+    timing = error = None
+    if not case.unfit:
+        timing = time_calls(case.calls, plan.device, plan.num_samples)
+        error = case.error() if case.error else None
+    numbers = (case.num_bytes, case.flops)
+    return Measurement(case.kernel, case.shape, case.implementation, *numbers, timing, error, case.unfit)
+
+
+def _wrong(error: float, own_error: float) -> str | None:
+    """Why a peer's result is another than ours."""
+    if error <= MAX_ERROR_RATIO * own_error:  # NaN is not
+        return None
+    return f"wrong: {error:.1e} away from the right result, ours {own_error:.1e}"
 
 
 def _measure_peer(peer: Peer, inputs: AttentionInputs, case: Case, ours: Measurement, plan: KernelPlan) -> Measurement:
@@ -215,8 +253,8 @@ def _measure_peer(peer: Peer, inputs: AttentionInputs, case: Case, ours: Measure
         results = [calls[place]() for place in places]
         error, own_error = result_error(inputs, results, expected), attention_error(inputs, expected[0])
         theirs = replace(theirs, error=error)
-        if not error <= MAX_ERROR_RATIO * own_error:  # NaN is not either
-            return replace(theirs, failure=f"wrong: {error:.1e} away from the right result, ours {own_error:.1e}")
+        if failure := _wrong(error, own_error):
+            return replace(theirs, failure=failure)
         return replace(theirs, timing=time_calls(calls, plan.device, plan.num_samples))
-    except Exception as failure:
-        return replace(theirs, failure=f"{type(failure).__name__}: {failure}".splitlines()[0])
+    except Exception as raised:
+        return replace(theirs, failure=f"{type(raised).__name__}: {raised}".splitlines()[0])

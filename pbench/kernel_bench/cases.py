@@ -43,6 +43,7 @@ class Case:
     num_bytes: int  # the least that a call must move
     flops: int  # matrix products only
     error: Callable[[], float] | None = None  # of the first call's result, relative to float64
+    unfit: str | None = None  # why it cannot run here
 
 
 def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implementation: str = OURS) -> Case:

@@ -1,7 +1,7 @@
 """The shapes on which kernels are timed: decode from 1 x 8192 to 256 x 4096, ragged batches, prefill, shared prefixes.
 
-The heads are those of an 8-billion model of the Llama family. On the CPU everything is scaled down to what takes
-milliseconds.
+The heads are those of an 8-billion model of the Llama family; the products of decode steps are those of a small model
+too. On the CPU everything is scaled down to what takes milliseconds.
 """
 
 import math
@@ -9,6 +9,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from pbench.engine.model_config import PRESETS, ModelConfig
+
+PRODUCT = "few-row product"
+GATED = "few-row gated product"
+ADDED = "few-row product + add + rms norm"
 RAGGED_SIGMA = 0.9
 RAGGED_LONGEST = 32768
 
@@ -66,6 +71,28 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class ProductShape:
+    """The rows of a decode step times one weight of a layer, and what follows it."""
+
+    kernel: str  # PRODUCT; GATED: silu(gate) * up; ADDED: to the residual stream, whose norm is next
+    name: str
+    num_rows: int
+    num_columns: int  # of the product: gate and up together
+    depth: int
+
+    @property
+    def flops(self) -> int:
+        """Of the product."""
+        return 2 * self.num_rows * self.num_columns * self.depth
+
+    def num_bytes(self, element_bytes: int) -> int:
+        """The least that must move: weight, rows and results; of a sum the residual before and after, and its norm."""
+        columns = self.num_columns
+        row_numel = {PRODUCT: columns, GATED: columns // 2, ADDED: 3 * columns}[self.kernel]
+        return (columns * self.depth + self.num_rows * (self.depth + row_numel)) * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class BenchSize:
     """How large the bench is."""
 
@@ -78,10 +105,39 @@ class BenchSize:
     intermediate_size: int
     vocab_size: int
     num_choices: tuple[int, ...]  # batches of token choices
+    models: tuple[ModelConfig, ...]  # whose products are timed; the vocabulary of "most likely" is the first one's
+    num_product_rows: tuple[int, ...]
+    num_most_likely: tuple[int, ...]  # rows of which the most likely token is chosen
 
 
-GPU_SIZE = BenchSize(Heads(), 1, 1 << 30, 1024, (256, 8192), 4096, 14336, 128256, (1, 32, 256))
-CPU_SIZE = BenchSize(Heads(4, 2, 32), 32, 4, 32, (16, 64), 128, 256, 1000, (4,))
+GPU_SIZE = BenchSize(
+    Heads(),
+    length_divisor=1,
+    max_batch=1 << 30,
+    num_copied_blocks=1024,
+    num_row_tokens=(256, 8192),
+    hidden_size=4096,
+    intermediate_size=14336,
+    vocab_size=128256,
+    num_choices=(1, 32, 256),
+    models=(PRESETS["qwen3-0.6b"], PRESETS["llama-8b"]),
+    num_product_rows=(8, 64, 176),
+    num_most_likely=(8, 64, 176, 256),
+)
+CPU_SIZE = BenchSize(
+    Heads(4, 2, 32),
+    length_divisor=32,
+    max_batch=4,
+    num_copied_blocks=32,
+    num_row_tokens=(16, 64),
+    hidden_size=128,
+    intermediate_size=256,
+    vocab_size=1000,
+    num_choices=(4,),
+    models=(PRESETS["tiny"],),
+    num_product_rows=(8,),
+    num_most_likely=(8,),
+)
 
 _UNIFORM = (
     (1, 8192),
@@ -144,6 +200,21 @@ def tuning_shapes(kernel: str, size: BenchSize, seed: int) -> Iterator[Attention
     for shape in attention_shapes(size, seed):
         if shape.kernel in kernels and shape.name in _TUNED[kernel]:
             yield shape
+
+
+def product_shapes(size: BenchSize) -> Iterator[ProductShape]:
+    """The four products of a layer of each model, with every number of rows."""
+    for config in size.models:
+        hidden, wide = config.hidden_size, config.intermediate_size
+        layer = (
+            (PRODUCT, "qkv", config.query_size + 2 * config.kv_size, hidden),
+            (ADDED, "o", hidden, config.query_size),
+            (GATED, "gate_up", 2 * wide, hidden),
+            (ADDED, "down", hidden, wide),
+        )
+        for num_rows in size.num_product_rows:
+            for kernel, weight, num_columns, depth in layer:
+                yield ProductShape(kernel, f"{config.name} {weight}, {num_rows} rows", num_rows, num_columns, depth)
 
 
 def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:

@@ -10,15 +10,38 @@ import pytest
 import torch
 
 from pbench.__main__ import main
+from pbench.engine import products as engine_products
 from pbench.kernel_bench import bench as kernel_bench
+from pbench.kernel_bench import pairs
 from pbench.kernel_bench import timing as kernel_timing
-from pbench.kernel_bench.bench import ATTENTION_KERNELS, KernelPlan, measure_kernels, measure_paging_tax
+from pbench.kernel_bench.bench import (
+    ATTENTION_KERNELS,
+    KernelPlan,
+    measure_kernels,
+    measure_paging_tax,
+    measure_pair,
+)
 from pbench.kernel_bench.cases import CHOICES, attention_error
 from pbench.kernel_bench.ceilings import Ceilings
+from pbench.kernel_bench.comparison import AGAIN, comparisons
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
-from pbench.kernel_bench.peer import Peer
-from pbench.kernel_bench.shapes import GPU_SIZE, RAGGED_LONGEST, AttentionShape, Heads, attention_shapes, ragged_lens
+from pbench.kernel_bench.pairs import ARGMAX, LINEAR, NOT_HOPPER, most_likely_pair, product_pair
+from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer
+from pbench.kernel_bench.shapes import (
+    ADDED,
+    CPU_SIZE,
+    GATED,
+    GPU_SIZE,
+    PRODUCT,
+    RAGGED_LONGEST,
+    AttentionShape,
+    Heads,
+    ProductShape,
+    attention_shapes,
+    product_shapes,
+    ragged_lens,
+)
 from pbench.kernel_bench.timing import HOST_CALLS, Timing, time_host
 from pbench.kernels.decode_attention import decode_attention_reference
 
@@ -40,7 +63,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
-        "rotary + write kv", "norms + rotary + write kv", "host",
+        "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, "most likely", "host",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
     for one in measurements:
@@ -50,9 +73,9 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
             assert one["share_of_ceiling"] is None
         else:
             assert one["share_of_ceiling"] > 0
-        if one["kernel"] in ATTENTION_KERNELS:
-            assert one["error"] < 1e-5
-        if one["kernel"] == "copy blocks" or one["kernel"].startswith("choose, "):
+        if one["kernel"] in (*ATTENTION_KERNELS, PRODUCT, GATED, ADDED):
+            assert 0 < one["error"] < 1e-5
+        if one["kernel"] in ("copy blocks", "most likely") or one["kernel"].startswith("choose, "):
             assert one["error"] == 0
 
 
@@ -187,6 +210,89 @@ def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
     assert decode.flops(heads) == 64 * 4 * 32 * 128 * 4096
     assert prefill.flops(heads) == 2 * 32 * 128 * 32768**2
     assert shared.num_bytes(heads, 2, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
+
+
+def test_products_are_those_of_a_layer_and_count_what_they_move() -> None:
+    shapes = {shape.name: shape for shape in product_shapes(GPU_SIZE)}
+    assert len(shapes) == 2 * 4 * len(GPU_SIZE.num_product_rows)
+    assert GPU_SIZE.models[0].vocab_size == 151936
+    qkv, out = shapes["qwen3-0.6b qkv, 8 rows"], shapes["qwen3-0.6b o, 64 rows"]
+    gate_up, down = shapes["llama-8b gate_up, 176 rows"], shapes["llama-8b down, 8 rows"]
+    assert (qkv.kernel, qkv.num_columns, qkv.depth) == (PRODUCT, 4096, 1024)
+    assert (out.kernel, out.num_columns, out.depth) == (ADDED, 1024, 2048)
+    assert (gate_up.kernel, gate_up.num_columns, gate_up.depth) == (GATED, 28672, 4096)
+    assert (down.kernel, down.num_columns, down.depth) == (ADDED, 4096, 14336)
+    assert qkv.num_bytes(2) == 2 * (4096 * 1024 + 8 * (1024 + 4096))
+    assert out.num_bytes(2) == 2 * (1024 * 2048 + 64 * (2048 + 3 * 1024))
+    assert gate_up.num_bytes(2) == 2 * (28672 * 4096 + 176 * (4096 + 14336))
+    assert gate_up.flops == 2 * 176 * 28672 * 4096
+
+
+@pytest.mark.parametrize("shape", list(product_shapes(CPU_SIZE)), ids=lambda shape: shape.name)
+def test_both_ways_to_a_product_are_right_in_16_bits_and_their_calls_share_nothing(shape: ProductShape) -> None:
+    pair = product_pair(shape, replace(BUFFERS, dtype=torch.bfloat16))
+    ours, theirs = (case.error() for case in pair if case.error)
+    assert 1e-4 < ours < 5e-3
+    assert theirs <= MAX_ERROR_RATIO * ours
+    for case in pair:
+        assert len(case.calls) * case.num_bytes >= BUFFERS.rotated_bytes
+        starts = [tensor.data_ptr() for call in case.calls for tensor in call.args[1:]]  # type: ignore[attr-defined]
+        assert len(set(starts)) == len(starts)
+
+
+def test_a_wrong_product_and_a_wrong_token_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine_products.few_rows_matmul
+    monkeypatch.setattr(engine_products, "few_rows_matmul", lambda x, *rest: right(x * (x != x.max()), *rest))
+    error = product_pair(next(product_shapes(CPU_SIZE)), BUFFERS).ours.error
+    assert error
+    assert error() > 1e-3
+    monkeypatch.setattr(
+        pairs, "most_likely", lambda logits, out: out.copy_(logits.argmax(-1)).add_(torch.arange(4) == 2)
+    )
+    error = most_likely_pair(64, 4, BUFFERS).ours.error
+    assert error
+    assert error() == 1
+
+
+def test_torch_stands_beside_ours_unless_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_bench, "time_calls", lambda calls, *_rest: Timing((2.0, 3.0, 4.0), len(calls)))
+    plan = KernelPlan(torch.device("cuda"))
+    shape = next(product_shapes(CPU_SIZE))
+    for pair, name in ((product_pair(shape, BUFFERS), LINEAR), (most_likely_pair(64, 4, BUFFERS), ARGMAX)):
+        measurements = list(measure_pair(pair, plan))
+        assert [one.implementation for one in measurements] == ["pbench", name, AGAIN]
+        assert [one.failure for one in measurements] == [None] * 3
+        assert [(one.peer, one.geometric_mean) for one in comparisons(measurements)] == [(name, 1), (AGAIN, 1)]
+        assert list(measure_pair(pair, replace(plan, has_peers=False))) == measurements[:1]
+
+        wrong = list(measure_pair(pair._replace(theirs=replace(pair.theirs, error=lambda: math.nan)), plan))
+        assert wrong[1].timing is None
+        assert wrong[1].failure is not None
+        assert wrong[1].failure.startswith("wrong: nan")
+
+
+def test_products_on_another_gpu_than_hopper_are_said_not_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "runs_on_triton", lambda _tensor: True)
+    monkeypatch.setattr(pairs, "can_launch_early", lambda _tensor: False)
+    pair = product_pair(next(product_shapes(CPU_SIZE)), BUFFERS)
+    [unfit] = measure_pair(pair, KernelPlan(torch.device("cuda")))
+    assert unfit.timing is None
+    assert unfit.failure == NOT_HOPPER
+    monkeypatch.setattr(pairs, "can_launch_early", lambda _tensor: True)
+    [fit] = measure_pair(product_pair(next(product_shapes(CPU_SIZE)), BUFFERS), KernelPlan(CPU, num_samples=3))
+    assert fit.failure is None
+    assert fit.timing is not None
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)  # every shape is compiled
+def test_products_and_choices_are_right_beside_torchs() -> None:
+    plan = KernelPlan(torch.device("cuda"), kernels=("products", "most likely"), num_samples=3)
+    measurements = list(measure_kernels(plan))
+    assert {one.failure for one in measurements} <= {None, NOT_HOPPER}
+    assert {ARGMAX, AGAIN} <= {one.implementation for one in measurements}
+    if torch.cuda.get_device_capability() >= (9, 0):
+        assert len(measurements) == 3 * (len(list(product_shapes(GPU_SIZE))) + len(GPU_SIZE.num_most_likely))
 
 
 def test_a_share_is_of_the_longer_bound() -> None:

@@ -1,0 +1,123 @@
+"""Kernels of decode steps, each beside torch's own way to the same result on the same buffers."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pbench.engine.products import FewRowsProducts, Products, WholeProducts
+from pbench.kernel_bench.cases import EPS, OURS, Case
+from pbench.kernel_bench.inputs import Buffers
+from pbench.kernel_bench.shapes import ADDED, GATED, PRODUCT, ProductShape
+from pbench.kernels.few_rows_matmul import few_rows_matmul_reference
+from pbench.kernels.gated_matmul import gated_matmul_reference
+from pbench.kernels.launch import can_launch_early, runs_on_triton
+from pbench.kernels.most_likely import most_likely, most_likely_reference
+from pbench.kernels.rms_norm import add_rms_norm_reference
+
+LINEAR = "torch linear"  # and behind it our own activation or norm, as engines have it for many rows
+ARGMAX = "torch argmax"
+NOT_HOPPER = "needs compute capability 9.0; on other GPUs engines take torch's products"
+
+
+class Pair(NamedTuple):
+    """The same work twice."""
+
+    ours: Case
+    theirs: Case
+
+
+class _ExactProducts:
+    """References, for float64."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return few_rows_matmul_reference(x, weight, bias)
+
+    def gated(self, x: Tensor, gate_up: Tensor) -> Tensor:
+        return gated_matmul_reference(x, gate_up)
+
+    def addend(self, x: Tensor, weight: Tensor) -> Tensor:
+        return few_rows_matmul_reference(x, weight)
+
+    def add_norm(self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return add_rms_norm_reference(addend, residual, weight, eps)
+
+
+def product_pair(shape: ProductShape, buffers: Buffers) -> Pair:
+    """A layer's product as engines compute it for few rows, beside how they do for many; each call has its weight.
+
+    Where the result is added to the residual stream, sum and norm are in the time: our kernel leaves them the product
+    in parts.
+    """
+    num_bytes = shape.num_bytes(buffers.dtype.itemsize)
+    inputs = [_product_inputs(shape, buffers) for _ in range(buffers.num_rotations(num_bytes))]
+    run = _PRODUCTS[shape.kernel]
+
+    def case(implementation: str, products: Products, unfit: str | None = None) -> Case:
+        def error() -> float:
+            expected = _joined(run(_ExactProducts(), *(tensor.double() for tensor in inputs[0])))
+            out = _joined(run(products, *inputs[0])).double()
+            return float((out - expected).norm() / expected.norm())
+
+        calls = tuple(partial(run, products, *own) for own in inputs)
+        return Case(shape.kernel, shape.name, implementation, calls, num_bytes, shape.flops, error, unfit)
+
+    x = inputs[0][0]
+    ours = case(OURS, FewRowsProducts(), NOT_HOPPER if runs_on_triton(x) and not can_launch_early(x) else None)
+    return Pair(ours, case(LINEAR, WholeProducts(functional.linear)))
+
+
+def most_likely_pair(vocab_size: int, num_rows: int, buffers: Buffers) -> Pair:
+    """The most likely token of each of ``num_rows``; the error is how many are others than the first of equals."""
+    num_bytes = num_rows * (vocab_size * buffers.dtype.itemsize + torch.int64.itemsize)
+    logits = [buffers.random(num_rows, vocab_size) for _ in range(buffers.num_rotations(num_bytes))]
+    chosen = torch.empty(num_rows, dtype=torch.int64, device=buffers.device)
+
+    def case(implementation: str, choose: Callable[[Tensor, Tensor], object]) -> Case:
+        def error() -> float:
+            expected = torch.empty(num_rows, dtype=torch.int64)
+            most_likely_reference(logits[0].cpu(), expected)
+            choose(logits[0], chosen)
+            return float((chosen.cpu() != expected).sum())
+
+        calls = tuple(partial(choose, own, chosen) for own in logits)
+        return Case("most likely", f"{num_rows} of {vocab_size}", implementation, calls, num_bytes, 0, error)
+
+    return Pair(case(OURS, most_likely), case(ARGMAX, lambda own, out: torch.argmax(own, dim=-1, out=out)))
+
+
+def _product_inputs(shape: ProductShape, buffers: Buffers) -> tuple[Tensor, ...]:
+    """What the function of the shape's kernel in ``_PRODUCTS`` takes; products are about as large as the residual."""
+    x = buffers.random(shape.num_rows, shape.depth)
+    weight = buffers.random(shape.num_columns, shape.depth).mul_(shape.depth**-0.5)
+    if shape.kernel != ADDED:
+        return x, weight
+    return x, weight, buffers.random(shape.num_rows, shape.num_columns), buffers.random(shape.num_columns)
+
+
+def _product(products: Products, x: Tensor, weight: Tensor) -> Tensor:
+    return products.linear(x, weight, None)
+
+
+def _gated(products: Products, x: Tensor, gate_up: Tensor) -> Tensor:
+    return products.gated(x, gate_up)
+
+
+def _added(
+    products: Products, x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    return products.add_norm(products.addend(x, weight), residual, norm_weight, EPS)
+
+
+_PRODUCTS: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
+    PRODUCT: _product,
+    GATED: _gated,
+    ADDED: _added,
+}
+
+
+def _joined(out: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    return out if isinstance(out, Tensor) else torch.stack(out)

@@ -139,11 +139,10 @@ def compile_all():
                 compile_kernel(decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168)
         cut = constants | rows | {"HAS_SHARED": False} | CUT
         compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
-        for is_masked in (False, True):
-            prefill = constants | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": is_masked}
-            for is_fp8 in (False, True):
-                compile_kernel(prefill_attention._prefill_attention_kernel, prefill | FULL, dtype, is_fp8)
-            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | CUT, dtype)
+        prefill = constants | FULL | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
+        for variant in ({}, {"IS_MASKED_THROUGHOUT": True}, CUT):
+            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | variant, dtype)
+        compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8=True)
     print("decode_attention")
     print("prefill_attention")
     for head_dim, block_size, dtype in ((128, 16, "bf16"), (64, 64, "fp16"), (128, 256, "bf16")):

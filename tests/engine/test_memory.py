@@ -369,7 +369,7 @@ class StaticMachine(MemoryMachine):
         self.planned.update((seq.seq_id, []) for seq in admitted)
 
 
-_SETTINGS = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+_SETTINGS = settings(max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
 TestPaged = PagedMachine.TestCase
 TestPartialHits = PartialHitMachine.TestCase
 TestSwapping = SwappingMachine.TestCase

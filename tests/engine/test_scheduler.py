@@ -169,7 +169,7 @@ def make_contiguous(kind: str, requests: list[Request], num_spare: int) -> KVMem
     return StaticMemory(num_slots, max_sequences=6)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     requests=request_lists(),
     kind=st.sampled_from(["paged", "paged", "uncached", "max", "pow2", "pow2", "oracle", "static"]),

@@ -104,8 +104,8 @@ def test_kernel_is_the_formula_at_every_edge_of_a_block_and_tile(
 
 
 @pytest.mark.parametrize("is_contiguous", [False, True])
-@pytest.mark.parametrize("block_size", [1, 8, 32])
-@pytest.mark.parametrize(("window", "soft_cap"), [(1, None), (15, 2.0), (16, None), (17, None), (40, 0.5)])
+@pytest.mark.parametrize("block_size", [1, 32])
+@pytest.mark.parametrize(("window", "soft_cap"), [(1, None), (15, 2.0), (17, None), (40, 0.5)])
 def test_window_and_soft_cap_are_the_formula_and_nothing_before_the_window_is_read(
     build_cache, device, attention_dtype, window, soft_cap, block_size, is_contiguous
 ):
@@ -293,7 +293,7 @@ def test_scores_of_large_magnitude_do_not_overflow(build_cache, device):
     min_chunk=st.integers(1, 4),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernel_is_the_reference_for_any_lengths(
     build_cache,
     device,

@@ -243,7 +243,7 @@ def query_and_context_lens(draw):
     tile_tokens=st.sampled_from([16, 32]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernel_is_the_reference_for_any_lengths(
     build_cache,
     device,

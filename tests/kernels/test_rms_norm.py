@@ -46,8 +46,8 @@ def test_fused_kernel_is_the_formula_of_the_rounded_sum(device, dtype_and_tolera
     torch.testing.assert_close(normed.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
-@pytest.mark.parametrize("shape", [(1, 16), (7, 64), (3, 100), (2, 4096), (0, 64)])
+@pytest.mark.parametrize("num_parts", [1, 3, 8])
+@pytest.mark.parametrize("shape", [(3, 100), (2, 4096), (0, 64)])
 def test_kernel_of_parts_is_the_formula_of_their_rounded_sum(device, dtype_and_tolerance, shape, num_parts):
     dtype, tolerance = dtype_and_tolerance
     parts, residual = random_rows((num_parts, *shape), device, torch.float32), random_rows(shape, device, dtype, 2)

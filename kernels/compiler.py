@@ -13,8 +13,8 @@ from typing import Any
 __all__ = [
     "HAS_TRITON",
     "IS_INTERPRETED",
-    "has_known_gluon",
     "is_interpreted",
+    "is_known_triton",
     "jit",
     "let_next_launch",
     "tl",
@@ -60,8 +60,8 @@ def jit(
 
 
 @cache
-def has_known_gluon() -> bool:
-    """Whether Gluon, Triton's lower layer, is of a version that our kernels were run with: it changes between them."""
+def is_known_triton() -> bool:
+    """Whether Triton is of a version whose inner parts we know: how a launch ends, and Gluon, its lower layer."""
     return HAS_TRITON and triton.__version__.startswith(("3.6.", "3.7."))
 
 

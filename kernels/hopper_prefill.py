@@ -249,7 +249,7 @@ def _hopper_prefill_kernel(
     # The last rows see the most tokens: started first in all heads, they do not end up running alone.
     tile = gl.num_programs(1) - 1 - gl.program_id(1)
     # Sequence i begins at tile start[i] * GROUP // TILE_ROWS + i, which leaves each as many tiles as it can need.
-    low = num_sequences * 0
+    low = num_sequences * 0  # a number of the device, as the loop makes it
     high = num_sequences - 1
     while low < high:
         middle = (low + high + 1) // 2

@@ -7,13 +7,12 @@ Triton; those after it go straight to what was compiled, with addresses in the p
 """
 
 from collections.abc import Callable, Hashable
-from functools import cache
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from pbench.kernels.compiler import is_interpreted
+from pbench.kernels.compiler import is_interpreted, is_known_triton
 
 # Block tables grow, so keys come and go in a long run. Beyond so many all are forgotten.
 MAX_KEYS = 4096
@@ -81,7 +80,7 @@ def _relaunch(
 ) -> _Relaunch:
     """What launches a compiled kernel again: Triton's own way, or the call that it ends in."""
     again = compiled[grid]
-    if not _calls_driver_alike():
+    if not is_known_triton():
         return lambda addresses, numbers: again(*addresses, *integers, *numbers, *constants)
     from triton import knobs
     from triton.runtime import driver
@@ -98,14 +97,6 @@ def _relaunch(
             run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
 
     return relaunch
-
-
-@cache
-def _calls_driver_alike() -> bool:
-    """Whether this version of Triton is one whose launches are known to end in the same call."""
-    import triton
-
-    return tuple(triton.__version__.split(".")[:2]) in (("3", "6"), ("3", "7"))
 
 
 class Scratch:

@@ -22,7 +22,7 @@ import math
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from pbench.kernels.compiler import has_known_gluon, jit, tl
+from pbench.kernels.compiler import is_known_triton, jit, tl
 from pbench.kernels.kv_layout import check_attention, check_query_start, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
@@ -317,7 +317,7 @@ def suits_hopper(
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = kv.shape[2:4]
     return (
-        has_known_gluon()
+        is_known_triton()
         and runs_on_triton(query)
         and device_limits(query).capability == HOPPER
         and not is_contiguous

@@ -37,7 +37,7 @@ class FakeKernel:
 @pytest.fixture
 def kernel(monkeypatch):
     monkeypatch.setattr(launcher_module, "is_interpreted", lambda: False)
-    monkeypatch.setattr(launcher_module, "_calls_driver_alike", lambda: False)
+    monkeypatch.setattr(launcher_module, "is_known_triton", lambda: False)
     return FakeKernel()
 
 

@@ -1,11 +1,12 @@
 """Batches: a StepPlan becomes the tensors that the model and its attention read.
 
-Everything of a step goes to the device in one transfer, wide integers, then narrow ones. Where each part lies there
-depends on the layout alone: a CUDA graph that was captured for a layout serves every step that is staged in it.
+Everything of a step goes to the device in one transfer: wide integers, narrow ones, then new entries of tables, which
+stay on the device. Where each part lies there depends on the layout alone: a CUDA graph that was captured for a layout
+serves every step that is staged in it.
 """
 
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 from pbench.engine.attention import Batch
 from pbench.engine.config import EngineConfig
 from pbench.engine.model_config import DTYPE_BYTES
-from pbench.engine.plan import PlannedSequence, StepPlan
+from pbench.engine.plan import StepPlan
 from pbench.engine.shared_runs import RunFinder, RunTiles, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.engine.transfers import Staging
+from pbench.kernels.update_tables import update_tables
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -38,35 +40,42 @@ class Layout(NamedTuple):
 
     @property
     def num_narrow(self) -> int:
-        """Narrow integers: context_lens, query_start, table, shared runs."""
-        num_numbers = self.num_sequences * (1 + self.width) + self.num_prefills + 1
+        """Narrow integers: context_lens, rows, change_starts, change_ends, query_start, shared runs."""
+        num_numbers = 4 * self.num_sequences + self.num_prefills + 1
         return num_numbers + (num_packed(self.num_decodes) if self.has_shared else 0)
 
-    @property
-    def num_staged(self) -> int:
-        """Wide integers with room for all: token_ids, positions, slots and sources, then the narrow ones."""
-        return 4 * self.num_tokens + -(-self.num_narrow // 2)
+    def num_staged(self, num_entries: int) -> int:
+        """Wide integers with room for token_ids, positions, slots and sources, the narrow ones, and new entries."""
+        return 4 * self.num_tokens + -(-(self.num_narrow + num_entries) // 2)
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
     """The sequences of a step, and where they stand."""
 
-    sequences: list[PlannedSequence]
     num_decodes: int
-    num_tokens: int
+    token_ids: Numbers  # int32 (num_tokens,), of all sequences, one after the other
+    lengths: Numbers  # int64 (num_sequences,): how many of them each has
     rows: Numbers  # int64 (num_sequences,): of the tables
     starts: Numbers  # int64 (num_sequences,)
+    changed: list[int]  # sequences with new entries in their tables ...
+    change_starts: list[int]  # ... from these on ...
+    entries: list[list[int]]  # ... and which
     runs: RunTiles | None  # that decodes share
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences."""
+        return len(self.token_ids)
 
     @property
     def num_prefills(self) -> int:
         """Sequences that compute more than a token."""
-        return len(self.sequences) - self.num_decodes
+        return len(self.rows) - self.num_decodes
 
 
 class Batches:
-    """Keeps the tables that plans update, and stages one step after the other.
+    """Keeps the tables that plans update, on both sides, and stages one step after the other.
 
     Contiguous memory is the same pool with one block as large as itself: a table then has one entry, the base slot.
     """
@@ -82,10 +91,14 @@ class Batches:
         # integers. A source is where among these numbers a token stands: with the token ids, or with what was chosen.
         most = Layout(config.max_batch_tokens, config.max_running, config.max_running, self.width, has_shared=True)
         self._first_staged = config.max_running + config.max_running % 2  # at a multiple of 16 bytes
-        num_numbers = self._first_staged + most.num_staged
+        num_numbers = self._first_staged + most.num_staged(num_entries=self._tables.size)
         self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=pool.device)
         self.chosen, self._staged = self._numbers[: config.max_running], self._numbers[self._first_staged :]
         self._staging = Staging(self._staged)
+        self._in_place = np.arange(config.max_batch_tokens) + self._first_staged
+        # The tables of all sequences, and those of the step that runs. No entry of the latter lies outside the pool.
+        self._device_tables = torch.zeros(self._tables.shape, dtype=torch.int32, device=pool.device)
+        self._step_tables = self._device_tables.new_zeros(most.num_sequences * self.width)
         self._run_finder: RunFinder | None = None
         has_prefixes = not self._is_contiguous and config.is_prefix_cached and None in config.windows
         if pool.is_cuda and has_prefixes and not config.is_batch_invariant:
@@ -100,104 +113,109 @@ class Batches:
     @property
     def num_bytes(self) -> int:
         """Held on the device."""
-        return self._numbers.nbytes
+        return self._numbers.nbytes + self._device_tables.nbytes + self._step_tables.nbytes
 
     def take(self, plan: StepPlan) -> StepRows:
         """Update the tables by a plan, and look up its sequences in them."""
-        self._update_tables(plan)
-        sequences, count, num_decodes = plan.sequences, len(plan.sequences), plan.num_decodes
         row_by_seq_id = self._row_by_seq_id
-        rows = np.fromiter((row_by_seq_id[seq.seq_id] for seq in sequences), np.int64, count)
-        starts = np.fromiter((seq.start for seq in sequences), np.int64, count)
-        num_tokens = num_decodes + sum(len(seq.token_ids) for seq in sequences[num_decodes:])
-        runs = None
-        if self._run_finder is not None and num_decodes > 1:
-            runs = self._run_finder.find(self._tables, rows[:num_decodes], starts[:num_decodes])
-        return StepRows(sequences, num_decodes, num_tokens, rows, starts, runs)
-
-    def _update_tables(self, plan: StepPlan) -> None:
+        seq_ids, start_column, tokens, change_starts, entries, _ = zip(*plan.sequences, strict=True)
+        changed = list(compress(range(len(entries)), entries))
+        starts = np.array(start_column, np.int64)
         has_new_prefix = bool(plan.released)
         for seq_id in plan.released:
-            row = self._row_by_seq_id.pop(seq_id, None)
+            row = row_by_seq_id.pop(seq_id, None)
             if row is not None:
                 self._free_rows.append(row)
-        for seq in plan.sequences:
-            if seq.seq_id not in self._row_by_seq_id:
-                self._row_by_seq_id[seq.seq_id] = self._free_rows.pop()
-            if seq.table_entries:
-                row = self._row_by_seq_id[seq.seq_id]
-                self._tables[row, seq.table_start : seq.table_start + len(seq.table_entries)] = seq.table_entries
-                has_new_prefix |= seq.table_start < seq.start // self._block_size
-        if has_new_prefix and self._run_finder is not None:
-            self._run_finder.forget()
+        for i in changed:  # among them every sequence that has no row yet
+            seq_id, first, new_entries = seq_ids[i], change_starts[i], entries[i]
+            if seq_id not in row_by_seq_id:
+                row_by_seq_id[seq_id] = self._free_rows.pop()
+            self._tables[row_by_seq_id[seq_id], first : first + len(new_entries)] = new_entries
+            has_new_prefix |= first < start_column[i] // self._block_size
+        rows = np.array([row_by_seq_id[seq_id] for seq_id in seq_ids], np.int64)
+        runs = None
+        if self._run_finder is not None:
+            if has_new_prefix:
+                self._run_finder.forget()
+            num_decodes = plan.num_decodes
+            if num_decodes > 1:
+                runs = self._run_finder.find(self._tables, rows[:num_decodes], starts[:num_decodes])
+        return StepRows(
+            num_decodes=plan.num_decodes,
+            token_ids=np.frombuffer(b"".join(tokens), np.int32),
+            lengths=np.array(list(map(len, tokens)), np.int64),
+            rows=rows,
+            starts=starts,
+            changed=changed,
+            change_starts=[change_starts[i] for i in changed],
+            entries=[entries[i] for i in changed],
+            runs=runs,
+        )
 
     def layout_of(self, step: StepRows) -> Layout:
         """The smallest layout for a step."""
-        num_entries = 1
-        if not self._is_contiguous:
-            lengths = (start + len(seq.token_ids) for start, seq in zip(step.starts, step.sequences, strict=True))
-            num_entries = -(-int(max(lengths)) // self._block_size)
+        num_entries = 1 if self._is_contiguous else -(-int((step.starts + step.lengths).max()) // self._block_size)
         return Layout(step.num_tokens, step.num_decodes, step.num_prefills, num_entries, step.runs is not None)
 
     def stage(self, step: StepRows, layout: Layout) -> None:
         """Upload a step, padded to ``layout`` by tokens and sequences that read and write nothing."""
         num_decodes, num_prefills, num_tokens = step.num_decodes, step.num_prefills, step.num_tokens
-        rows, starts = step.rows, step.starts
-        host = self._staging.host(layout.num_staged)
+        rows, starts, lengths = step.rows, step.starts, step.lengths
+        new_entries = list(chain.from_iterable(step.entries))
+        host = self._staging.host(layout.num_staged(len(new_entries)))
         wide = host[: 4 * layout.num_tokens].reshape(4, layout.num_tokens)
         token_ids, positions, slots, sources = wide
-        context_lens, query_start, table, packed = _split(host[wide.size :].view(np.int32), layout)
+        parts = _split(host[wide.size :].view(np.int32), layout)
         wide[:2, num_tokens:] = 0
         slots[num_tokens:] = -1
-        context_lens[:] = 0
-        context_lens[:num_decodes] = starts[:num_decodes] + 1
-        query_start[:] = num_tokens
+        token_ids[:num_tokens] = step.token_ids
+        parts.per_sequence[:] = 0
+        parts.query_start[:] = num_tokens
         if num_prefills:
-            lengths = np.fromiter((len(seq.token_ids) for seq in step.sequences), np.int64, len(rows))
             first_tokens = np.cumsum(lengths) - lengths
-            token_ids[:num_tokens] = np.fromiter(
-                chain.from_iterable(seq.token_ids for seq in step.sequences), np.int64, num_tokens
-            )
             positions[:num_tokens] = np.arange(num_tokens) + np.repeat(starts - first_tokens, lengths)
             token_rows = np.repeat(rows, lengths)
-            prefills = slice(layout.num_decodes, layout.num_decodes + num_prefills)
-            context_lens[prefills] = (starts + lengths)[num_decodes:]
-            query_start[:num_prefills] = first_tokens[num_decodes:]
+            parts.query_start[:num_prefills] = first_tokens[num_decodes:]
         else:
-            token_ids[:num_tokens] = [seq.token_ids[0] for seq in step.sequences]
             positions[:num_tokens] = starts
             token_rows = rows
         slots[:num_tokens] = self._slots(token_rows, positions[:num_tokens])
-        in_place = np.arange(layout.num_tokens) + self._first_staged
-        sources[:] = np.where(token_ids < 0, ~token_ids, in_place)  # see ``placeholder``
-        table[:num_decodes] = self._tables[rows[:num_decodes], : layout.width]
-        table[num_decodes : layout.num_decodes] = 0
-        end = layout.num_decodes + num_prefills
-        table[layout.num_decodes : end] = self._tables[rows[num_decodes:], : layout.width]
-        table[end:] = 0
+        sources[:] = np.where(token_ids < 0, ~token_ids, self._in_place[: layout.num_tokens])  # see ``placeholder``
+        for kind, first in ((slice(num_decodes), 0), (slice(num_decodes, len(rows)), layout.num_decodes)):
+            columns = slice(first, first + len(rows[kind]))
+            parts.context_lens[columns] = starts[kind] + lengths[kind]
+            parts.rows[columns] = rows[kind]
+        if new_entries:
+            places = [i if i < num_decodes else i - num_decodes + layout.num_decodes for i in step.changed]
+            parts.change_starts[places] = step.change_starts
+            parts.change_ends[places] = list(map(len, step.entries))
+            np.cumsum(parts.change_ends, out=parts.change_ends)
+            parts.entries[: len(new_entries)] = new_entries
         if layout.has_shared:
-            pack_runs(step.runs, packed, layout.num_decodes)
+            pack_runs(step.runs, parts.packed_runs, layout.num_decodes)
         self._staging.upload()
 
     def stage_nothing(self, layout: Layout) -> None:
         """Upload padding alone."""
         nobody = np.zeros(0, np.int64)
-        self.stage(StepRows([], 0, 0, nobody, nobody, None), layout)
+        self.stage(StepRows(0, nobody, nobody, nobody, nobody, [], [], [], None), layout)
 
     def batch(self, layout: Layout) -> Batch:
-        """What ``stage`` uploads, where it lies on the device."""
+        """What was staged, where it lies on the device, once its tables are put together: queue that here."""
         wide = self._staged[: 4 * layout.num_tokens].view(4, layout.num_tokens)
-        narrow = self._staged[4 * layout.num_tokens :].view(torch.int32)
-        context_lens, query_start, table, packed = _split(narrow, layout)
+        parts = _split(self._staged[4 * layout.num_tokens :].view(torch.int32), layout)
+        table = self._step_tables[: layout.num_sequences * layout.width].view(-1, layout.width)
+        changes = parts.change_starts, parts.change_ends, parts.entries
+        update_tables(self._device_tables, parts.rows, parts.context_lens, *changes, self._block_size, table)
         return Batch(
             token_ids=self._numbers.index_select(0, wide[3]),
             positions=wide[1],
             slots=wide[2],
-            context_lens=context_lens,
+            context_lens=parts.context_lens,
             table=table,
             num_decodes=layout.num_decodes,
-            query_start=query_start if layout.num_prefills else None,
-            shared=unpack_runs(packed, layout.num_decodes) if layout.has_shared else None,
+            query_start=parts.query_start if layout.num_prefills else None,
+            shared=unpack_runs(parts.packed_runs, layout.num_decodes) if layout.has_shared else None,
         )
 
     def _slots(self, rows: Numbers, positions: Numbers) -> Numbers:
@@ -209,9 +227,23 @@ class Batches:
         return slots
 
 
-def _split(narrow: Any, layout: Layout) -> tuple[Any, Any, Any, Any]:
-    """The parts of the narrow integers, of an array or of a tensor: context_lens, query_start, table, shared runs."""
-    query_end = layout.num_sequences + layout.num_prefills + 1
-    table_end = query_end + layout.num_sequences * layout.width
-    table = narrow[query_end:table_end].reshape(layout.num_sequences, layout.width)
-    return narrow[: layout.num_sequences], narrow[layout.num_sequences : query_end], table, narrow[table_end:]
+class _Narrow(NamedTuple):
+    """The parts of the narrow integers, of an array or of a tensor."""
+
+    per_sequence: Any  # (4, num_sequences), which are:
+    context_lens: Any
+    rows: Any
+    change_starts: Any
+    change_ends: Any
+    query_start: Any  # (num_prefills + 1,)
+    packed_runs: Any
+    entries: Any  # as many as there is room for
+
+
+def _split(narrow: Any, layout: Layout) -> _Narrow:
+    query_first, packed_first = 4 * layout.num_sequences, 4 * layout.num_sequences + layout.num_prefills + 1
+    per_sequence = narrow[:query_first].reshape(4, layout.num_sequences)
+    query_start, packed_runs = narrow[query_first:packed_first], narrow[packed_first : layout.num_narrow]
+    context_lens, rows, change_starts, change_ends = per_sequence
+    entries = narrow[layout.num_narrow :]
+    return _Narrow(per_sequence, context_lens, rows, change_starts, change_ends, query_start, packed_runs, entries)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias
 
 from pbench.engine.memory import KVMemory
@@ -40,6 +41,7 @@ class StepDraft:
         self.decodes: list[PlannedSequence] = []
         self.expected: list[Expected] = []  # of the samples, in the order of the plan
         self.has_beams = False
+        self.is_greedy = True
         self._memory = memory
         self._prefills: list[PlannedSequence] = []
         self._prefill_samples: list[Expected] = []
@@ -49,35 +51,42 @@ class StepDraft:
         """Whether nothing is planned yet."""
         return not (self.decodes or self._prefills)
 
-    def take_next(self, state: RequestState) -> bool:
-        """Take in a request that wants nothing but the next token of its one sequence, where there is room for it.
+    def take_steady(self, states: list[RequestState], first: int, most: int) -> int:
+        """Take in requests that want nothing but the next token of their one sequence, and have room for it.
 
-        What most of a decode step is made of. False, and nothing has changed, when it wants anything else.
+        What most of a decode step is made of: without calls, for this runs for every request in every step. It ends
+        before the first of ``states[first : first + most]`` that wants anything else. Returns how many were taken.
         """
-        active = state.active
-        if len(active) != 1 or not state.is_forked:
-            return False
-        seq = active[0]
-        start, token_ids = seq.num_computed_tokens, seq.token_ids
-        end = start + 1
-        if (
-            end != len(token_ids)
-            or end >= seq.num_writable_tokens  # no room, or it fills a block
-            or start != seq.max_computed_tokens
-            or start < seq.num_prompt_tokens
-            or seq.has_new_entries
-            or state.beam_search is not None
-        ):
-            return False
-        seq.num_computed_tokens = seq.max_computed_tokens = end
-        num_sent = seq.num_table_entries_sent
-        self.decodes.append(PlannedSequence(seq.seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, seq.samples))
-        self.counts.num_decode_tokens += 1
-        expected = self.expected
-        token_ids.append(~len(expected))  # placeholder(), without the call
-        seq.num_pending_tokens += 1
-        expected.append((state, seq, end))
-        return True
+        decodes, expected = self.decodes, self.expected
+        num_before = num_expected = len(expected)
+        new = tuple.__new__  # what making a named tuple ends in
+        for state in islice(states, first, first + most):
+            active = state.active
+            if len(active) != 1 or not state.is_forked:
+                break
+            seq = active[0]
+            start, token_ids = seq.num_computed_tokens, seq.token_ids
+            end = start + 1
+            if (
+                end != len(token_ids)
+                or end >= seq.num_writable_tokens  # no room, or it fills a block
+                or start != seq.max_computed_tokens
+                or start < seq.num_prompt_tokens
+                or seq.has_new_entries
+                or state.beam_search is not None
+            ):
+                break
+            seq.num_computed_tokens = seq.max_computed_tokens = end
+            samples, num_sent = seq.samples, seq.num_table_entries_sent
+            decodes.append(new(PlannedSequence, (seq.seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, samples)))
+            token_ids.append(~num_expected)  # placeholder(), without the call
+            seq.num_pending_tokens += 1
+            expected.append((state, seq, end))
+            num_expected += 1
+            if not seq.is_greedy:
+                self.is_greedy = False
+        self.counts.num_decode_tokens += num_expected - num_before
+        return num_expected - num_before
 
     def take(self, state: RequestState, seq: Sequence, num_tokens: int) -> None:
         """Take in the next tokens of a sequence; where they complete a prompt, fork the others of its request."""
@@ -124,6 +133,7 @@ class StepDraft:
         """Let placeholders stand for what the samples will choose."""
         for sample in samples:
             state, seq, _ = sample
+            self.is_greedy &= seq.is_greedy
             if state.beam_search is None:
                 seq.token_ids.append(placeholder(len(self.expected)))
                 seq.num_pending_tokens += 1

@@ -74,7 +74,6 @@ class Runner:
         if plan.moves or plan.copies:
             with phases("copy"):
                 self._copy(plan)
-        samples = [sample for seq in plan.sequences for sample in seq.samples]
         layout = self._captured_layout(step)
         if self._graphs is None or layout is None:
             layout = self._batches.layout_of(step)
@@ -93,14 +92,14 @@ class Runner:
                 with phases("sample"):
                     logits = self._logits_of_samples(outputs, plan)
             else:
-                num_decodes = plan.num_decodes
-                logits = self._select(outputs[:num_decodes], _last_rows(plan.sequences))
-                if len(samples) == num_decodes and all(
-                    s.temperature == 0 == s.num_candidates and not s.options for s in samples
-                ):
-                    return Choices(self._batches.chosen[:num_decodes])
-        chosen = self._batches.chosen[: len(samples)]
+                logits, has_one_each = outputs[: plan.num_decodes], all(len(seq.samples) == 1 for seq in plan.sequences)
+                if has_one_each and plan.is_greedy:
+                    return Choices(self._batches.chosen[: plan.num_decodes])
+                if not has_one_each:
+                    logits = self._select(logits, _last_rows(plan.sequences))
+        chosen = self._batches.chosen[: plan.num_samples]
         with phases("sample"):
+            samples = [sample for seq in plan.sequences for sample in seq.samples]
             chosen.copy_(self._chooser.choose(logits, plan.sequences))
             return Choices(chosen, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
 

@@ -141,7 +141,17 @@ class Scheduler:
             return None
         moves, copies = self.memory.take_moves(), self.memory.take_copies()
         swaps = self.swapping.take_swaps() if self.swapping is not None else Swaps([], [])
-        plan = StepPlan(self._num_steps, draft.close(), len(draft.decodes), moves, copies, swaps, self._released)
+        plan = StepPlan(
+            step=self._num_steps,
+            sequences=draft.close(),
+            num_decodes=len(draft.decodes),
+            num_samples=len(draft.expected),
+            is_greedy=draft.is_greedy,
+            moves=moves,
+            copies=copies,
+            swaps=swaps,
+            released=self._released,
+        )
         self._num_steps += 1
         self._released = []
         self._in_flight.append(draft.expected)
@@ -158,8 +168,23 @@ class Scheduler:
         self.memory.tick(now_ns)
         tokens: list[TokenOutput] = []
         touched: dict[int, RequestState] = {}  # requests that may end now
+        give_out, new = tokens.append, tuple.__new__  # what making a named tuple ends in
         for (state, seq, position), choice in zip(self._in_flight.popleft(), choices, strict=True):
             if not seq.is_open:
+                continue
+            if (  # as for most tokens
+                choice.__class__ is int
+                and seq.text is None
+                and position != seq.final_kv_tokens
+                and choice not in seq.stop_token_ids
+                and state.first_token_ns is not None
+            ):
+                seq.token_ids[position] = choice
+                seq.num_pending_tokens -= 1
+                state.num_output_tokens += 1
+                give_out(new(TokenOutput, (state.request_id, seq.sample_index, choice, "", None, None)))
+                if position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
+                    self.memory.commit(seq)  # it fills a block, as was planned when it was not known
                 continue
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
@@ -178,18 +203,15 @@ class Scheduler:
             reason: FinishReason | None = None
             if position == seq.final_kv_tokens or choice in seq.stop_token_ids:
                 reason = "stop" if choice in seq.stop_token_ids else "length"
-            if seq.text is None and score is None and reason is None:  # as for most tokens
-                tokens.append(TokenOutput(state.request_id, seq.sample_index, choice))
-            else:
-                text = ""
-                if seq.text is not None:
-                    text, reason = seq.text.advance(choice, reason)
-                tokens.append(TokenOutput(state.request_id, seq.sample_index, choice, text, score, reason))
+            text = ""
+            if seq.text is not None:
+                text, reason = seq.text.advance(choice, reason)
+            give_out(TokenOutput(state.request_id, seq.sample_index, choice, text, score, reason))
             if reason is not None:
                 self._end(state, seq)
                 touched[state.request_id] = state
             elif position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
-                self.memory.commit(seq)  # it fills a block, as was planned when it was not known
+                self.memory.commit(seq)
         finished: list[RequestState] = []
         for state in touched.values():
             if len(state.beam_rows) == len(state.unfinished) > 0:
@@ -223,13 +245,14 @@ class Scheduler:
     def _schedule_running(self, draft: StepDraft) -> int:
         """Plan the running requests, preempting the last in rank while there is no room. Returns the budget left."""
         budget, counts = self.max_batch_tokens, draft.counts
-        index, take_next = 0, draft.take_next
+        index = 0
         while index < len(self.running) and budget > 0:
+            num_taken = draft.take_steady(self.running, index, budget)
+            index, budget = index + num_taken, budget - num_taken
+            if index == len(self.running) or budget == 0:
+                break
             state = self.running[index]
             index += 1
-            if take_next(state):
-                budget -= 1
-                continue
             while (work := self._grow(state, budget)) is None:
                 counts.is_memory_blocked = True
                 counts.num_preempted += 1

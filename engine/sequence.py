@@ -26,6 +26,7 @@ class Sequence:
     __slots__ = (
         "final_kv_tokens",
         "has_new_entries",
+        "is_greedy",
         "is_history_sent",
         "is_open",
         "max_computed_tokens",
@@ -52,6 +53,8 @@ class Sequence:
         self.text = text  # None: nobody wants any
         self.sample = Sample(seq_id, sampling.temperature, sampling.seed + sample_index, 0, sampling.options())
         self.samples = (self.sample,)  # of a plan where nothing but its next token is wanted of it
+        # Wants its most likely token and nothing else.
+        self.is_greedy = sampling.temperature == 0 and self.sample.options is None and sampling.beam_width == 1
         self.stop_token_ids = sampling.stop_token_ids
         self.token_ids = array("i", request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)

@@ -34,6 +34,12 @@ INTEGER_POINTERS = {
     "seen_ptr": "*u8",
     "tokens_ptr": "*i64",
     "tile_tokens_ptr": "*i32",
+    "tables_ptr": "*i32",
+    "step_tables_ptr": "*i32",
+    "rows_ptr": "*i32",
+    "change_starts_ptr": "*i32",
+    "change_ends_ptr": "*i32",
+    "entries_ptr": "*i32",
 }
 FLOAT32_POINTERS = dict.fromkeys(
     ("partial_ptr", "log_sum_ptr", "shared_partial_ptr", "shared_log_sum_ptr", "cos_sin_ptr", "tile_logits_ptr"),
@@ -120,6 +126,7 @@ def compile_all():
         rotary_write_kv,
         shared_attention,
         silu_and_mul,
+        update_tables,
     )
 
     for has_seen, dtype in ((False, "bf16"), (True, "fp32")):
@@ -182,6 +189,8 @@ def compile_all():
     print("rms_norm")
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
     print("silu_and_mul")
+    compile_kernel(update_tables._update_tables_kernel, {"TILE_SIZE": 512})
+    print("update_tables")
     for is_fp8, has_norm in ((False, False), (False, True), (True, False)):
         plane = {"HALF_DIM": 64, "TILE_HEADS": 16, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}

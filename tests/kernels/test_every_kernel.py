@@ -34,6 +34,7 @@ from pbench.kernels.rms_norm import (
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv, rotary_write_kv_reference
 from pbench.kernels.shared_attention import MAX_TILES, TILE_FIELDS, SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul, silu_and_mul_reference
+from pbench.kernels.update_tables import update_tables, update_tables_reference
 
 # In the order of the tests below. One that is missing fails the last test of this file.
 KERNELS = {
@@ -50,6 +51,7 @@ KERNELS = {
     "gated_matmul",
     "most_likely",
     "choose_tokens",
+    "update_tables",
     "copy_blocks",
 }
 CONTEXT_LENS = [0, 1, 16, 17, 150, 33]
@@ -260,6 +262,18 @@ def test_choices(device):
         expected = choose_tokens_reference(logits, keys, rules, seen.clone())
         there = [part.to(device) for part in (logits, keys, rules, seen)]
         assert choose_tokens(*there).tolist() == expected.tolist()
+
+
+def test_tables(device):
+    """A change at the end of one, none, all of a third."""
+    parts = [[2, 0, 3], [33, 17, 40], [2, 0, 0], [1, 1, 4], [9, 8, 7, 6]]
+    there = [torch.tensor(part, dtype=torch.int32, device=device) for part in parts]
+    tables, out = (torch.arange(4 * size, dtype=torch.int32, device=device).view(-1, 4) for size in (4, 3))
+    others = tables.clone(), out.clone()
+    update_tables(tables, *there, 16, out)
+    update_tables_reference(others[0], *there, 16, others[1])
+    assert torch.equal(tables, others[0])
+    assert out.tolist() == [[8, 9, 9, 3], [0, 1, 6, 7], [8, 7, 6, 11]]
 
 
 def test_copies(device):

@@ -1,0 +1,108 @@
+"""What is staged on the device is what the scheduler planned, whatever comes and goes."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pbench.engine.batches import Batches, Layout
+from pbench.engine.config import EngineConfig
+from pbench.engine.engine import Engine
+from pbench.engine.model_config import PRESETS
+from pbench.engine.request import Request, SamplingParams
+from pbench.engine.roofline import Roofline, Speed
+from pbench.engine.simulation import SimulatedClock, SimulatedRunner
+
+SPEED = Speed(bandwidth_bytes_per_s=4e12, flops_per_s=700e12, overhead_ns=500_000)
+CONFIG = EngineConfig(
+    model=PRESETS["tiny"],
+    kv_memory_bytes=300 * PRESETS["tiny"].kv_bytes_per_token("float32"),
+    block_size=4,
+    max_length=96,
+    max_batch_tokens=48,
+    max_running=8,
+)
+
+
+class StagingRunner(SimulatedRunner):
+    """Simulates steps, and stages each as a real runner does, exactly or with room for more."""
+
+    def __init__(self, config, clock):
+        super().__init__(config, Roofline(config, SPEED), clock)
+        self.config = config
+        block_size = config.num_slots if config.memory != "paged" else config.block_size
+        self.batches = Batches(config, torch.zeros(1, config.num_slots // block_size, 2, 1, block_size, 1))
+        self.num_seen = self.num_preempted = 0
+
+    def launch(self, plan):
+        step = self.batches.take(plan)
+        layout = self.batches.layout_of(step)
+        if plan.step % 2:
+            num_tokens = min(layout.num_tokens + 3, self.config.max_batch_tokens)
+            num_decodes, num_prefills = (
+                min(count + 2, self.config.max_running) for count in (layout.num_decodes, layout.num_prefills)
+            )
+            layout = Layout(num_tokens, num_decodes, num_prefills, self.batches.width, has_shared=False)
+        self.batches.stage(step, layout)
+        self.check(plan, layout, self.batches.batch(layout))
+        return super().launch(plan)
+
+    def check(self, plan, layout, batch):
+        sequences = {seq.seq_id: seq for state in self.engine.scheduler.states() for seq in state.sequences}
+        token = 0
+        for index, planned in enumerate(plan.sequences):
+            row = index if index < plan.num_decodes else index - plan.num_decodes + layout.num_decodes
+            end = planned.start + len(planned.token_ids)
+            assert batch.context_lens[row] == end
+            table = self.engine.memory.table(sequences[planned.seq_id])
+            block_size = self.batches._block_size
+            num_entries = -(-end // block_size)
+            assert batch.table[row, :num_entries].tolist() == table[:num_entries]
+            for position, token_id in enumerate(planned.token_ids, planned.start):
+                base = table[position // block_size] * block_size if self.config.memory == "paged" else table[0]
+                assert batch.slots[token] == base + position % block_size
+                assert batch.positions[token] == position
+                assert token_id < 0 or batch.token_ids[token] == token_id
+                token += 1
+            if index >= plan.num_decodes:
+                assert batch.query_start[row - layout.num_decodes] == token - len(planned.token_ids)
+            self.num_seen += 1
+        assert (batch.slots[token:] == -1).all()
+        if layout.num_prefills:
+            assert batch.query_start[-1] == token
+
+
+@pytest.mark.parametrize("memory", ["paged", "contiguous:pow2"])
+def test_tables_on_the_device_follow_every_plan(memory):
+    chance, clock = random.Random(0), SimulatedClock()
+    config = replace(CONFIG, memory=memory)
+    runner = StagingRunner(config, clock)
+    runner.engine = engine = Engine(config, runner, clock)
+    num_preempted = 0
+    for request_id in range(150):
+        prompt = [7] * chance.choice([0, 0, 8, 16]) + [chance.randrange(500) for _ in range(chance.randint(1, 40))]
+        sampling = SamplingParams(max_tokens=chance.randint(1, 40), temperature=1.0, n=chance.choice([1, 1, 2]))
+        engine.add_request(Request(request_id, prompt, sampling))
+        if chance.random() < 0.1:
+            engine.abort(request_id - 1)
+        for _ in range(chance.randrange(6)):
+            if engine.has_unfinished:
+                num_preempted += engine.step().record.num_preempted
+    while engine.has_unfinished:
+        num_preempted += engine.step().record.num_preempted
+    assert runner.num_seen > 3000
+    assert num_preempted > 10
+
+
+def test_what_a_step_uploads_does_not_grow_with_the_context():
+    shape = torch.zeros(1, 5000, 2, 1, 4, 1)
+    pool_bytes = 20_000 * CONFIG.model.kv_bytes_per_token("float32")
+    model = replace(CONFIG.model, max_position_embeddings=16_384)
+    short, long = (
+        Batches(replace(CONFIG, model=model, kv_memory_bytes=pool_bytes, max_length=length), shape)
+        for length in (96, 16_000)
+    )
+    layouts = [Layout(8, 8, 0, batches.width, has_shared=False) for batches in (short, long)]
+    assert layouts[0].width < layouts[1].width
+    assert layouts[0].num_staged(num_entries=2) == layouts[1].num_staged(num_entries=2) < 100

@@ -87,6 +87,8 @@ class Batches:
         self._tables = np.zeros((config.max_running, self.width), dtype=np.int32)
         self._row_by_seq_id: dict[int, int] = {}
         self._free_rows = list(range(config.max_running - 1, -1, -1))
+        self._last_seq_ids: tuple[int, ...] = ()
+        self._last_rows: Numbers = np.zeros(0, np.int64)  # theirs
         # What the last step chose; then the token ids, positions, slots and sources of this one, and its narrow
         # integers. A source is where among these numbers a token stands: with the token ids, or with what was chosen.
         most = Layout(config.max_batch_tokens, config.max_running, config.max_running, self.width, has_shared=True)
@@ -120,7 +122,7 @@ class Batches:
         row_by_seq_id = self._row_by_seq_id
         seq_ids, start_column, tokens, change_starts, entries, _ = zip(*plan.sequences, strict=True)
         changed = list(compress(range(len(entries)), entries))
-        starts = np.array(start_column, np.int64)
+        starts, num_decodes = np.array(start_column, np.int64), plan.num_decodes
         has_new_prefix = bool(plan.released)
         for seq_id in plan.released:
             row = row_by_seq_id.pop(seq_id, None)
@@ -132,18 +134,20 @@ class Batches:
                 row_by_seq_id[seq_id] = self._free_rows.pop()
             self._tables[row_by_seq_id[seq_id], first : first + len(new_entries)] = new_entries
             has_new_prefix |= first < start_column[i] // self._block_size
-        rows = np.array([row_by_seq_id[seq_id] for seq_id in seq_ids], np.int64)
+        if seq_ids != self._last_seq_ids or has_new_prefix:
+            self._last_seq_ids = seq_ids
+            self._last_rows = np.array([row_by_seq_id[seq_id] for seq_id in seq_ids], np.int64)
+        rows = self._last_rows
         runs = None
         if self._run_finder is not None:
             if has_new_prefix:
                 self._run_finder.forget()
-            num_decodes = plan.num_decodes
             if num_decodes > 1:
                 runs = self._run_finder.find(self._tables, rows[:num_decodes], starts[:num_decodes])
         return StepRows(
-            num_decodes=plan.num_decodes,
+            num_decodes=num_decodes,
             token_ids=np.frombuffer(b"".join(tokens), np.int32),
-            lengths=np.array(list(map(len, tokens)), np.int64),
+            lengths=np.array([1] * num_decodes + list(map(len, tokens[num_decodes:])), np.int64),
             rows=rows,
             starts=starts,
             changed=changed,

@@ -1,6 +1,7 @@
 """ChildIndex: which blocks continue a block, for prompts that leave what is cached in the middle of a block."""
 
 from array import array
+from typing import Any
 
 import numpy as np
 
@@ -45,10 +46,30 @@ class ChildIndex:
             block_ids: at least one.
             token_ids: theirs, one after the other.
         """
-        ids = np.array(block_ids, np.int64)
+        content, first = np.frombuffer(token_ids, np.int32), block_ids[0]
+        if len(block_ids) == 1:  # a decode has filled one: in every step several do
+            self._tokens[first, : len(content)] = content
+            self._num_tokens[first] = len(content)
+            self._is_here[first] = 1
+            self._step_added[first] = self._step
+        else:
+            self._add_chain(np.array(block_ids, np.int64), content)
+        if parent is None:
+            root = self._roots.setdefault(salt, -1 - len(self._roots))
+            self._parent[first], self._parent_generation[first] = root, 0
+            self._next[first] = self._newest_of_root.get(salt, _NONE)
+            self._newest_of_root[salt] = first
+        else:
+            self._parent[first], self._parent_generation[first] = parent, self._generation[parent]
+            self._next[first] = self._newest[parent]
+            self._newest[parent] = first
+
+    def _add_chain(
+        self, ids: "np.ndarray[Any, np.dtype[np.int64]]", content: "np.ndarray[Any, np.dtype[np.int32]]"
+    ) -> None:
+        """Enter blocks, and each but the first as a continuation of the one before."""
         block_size = self._tokens.shape[1]
-        num_full, num_last = divmod(len(token_ids), block_size)
-        content = np.frombuffer(token_ids, np.int32)
+        num_full, num_last = divmod(len(content), block_size)
         if num_full:
             self._tokens[ids[:num_full]] = content[: num_full * block_size].reshape(num_full, block_size)
             self._num_tokens[ids[:num_full]] = block_size
@@ -62,16 +83,6 @@ class ChildIndex:
         self._parent_generation[ids[1:]] = self._generation[inner]
         self._next[ids[1:]] = self._newest[inner]
         self._newest[inner] = ids[1:]
-        first = block_ids[0]
-        if parent is None:
-            root = self._roots.setdefault(salt, -1 - len(self._roots))
-            self._parent[first], self._parent_generation[first] = root, 0
-            self._next[first] = self._newest_of_root.get(salt, _NONE)
-            self._newest_of_root[salt] = first
-        else:
-            self._parent[first], self._parent_generation[first] = parent, self._generation[parent]
-            self._next[first] = self._newest[parent]
-            self._newest[parent] = first
 
     def knows(self, block_id: int) -> bool:
         """Whether the block is entered."""

@@ -69,7 +69,7 @@ class StepDraft:
             end = start + 1
             if (
                 end != len(token_ids)
-                or end >= seq.num_writable_tokens  # no room, or it fills a block
+                or end > seq.num_writable_tokens
                 or start != seq.max_computed_tokens
                 or start < seq.num_prompt_tokens
                 or seq.has_new_entries
@@ -77,6 +77,8 @@ class StepDraft:
             ):
                 break
             seq.num_computed_tokens = seq.max_computed_tokens = end
+            if end == seq.num_writable_tokens:  # it fills a block
+                self._memory.commit(seq)
             samples, num_sent = seq.samples, seq.num_table_entries_sent
             decodes.append(new(PlannedSequence, (seq.seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, samples)))
             token_ids.append(~num_expected)  # placeholder(), without the call

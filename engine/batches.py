@@ -166,7 +166,8 @@ class Batches:
         num_decodes, num_prefills, num_tokens = step.num_decodes, step.num_prefills, step.num_tokens
         rows, starts, lengths = step.rows, step.starts, step.lengths
         new_entries = list(chain.from_iterable(step.entries))
-        host = self._staging.host(layout.num_staged(len(new_entries)))
+        num_staged = layout.num_staged(len(new_entries))
+        host = self._staging.host(num_staged)
         wide = host[: 4 * layout.num_tokens].reshape(4, layout.num_tokens)
         token_ids, positions, slots, sources = wide
         parts = _split(host[wide.size :].view(np.int32), layout)
@@ -197,7 +198,7 @@ class Batches:
             parts.entries[: len(new_entries)] = new_entries
         if layout.has_shared:
             pack_runs(step.runs, parts.packed_runs, layout.num_decodes)
-        self._staging.upload()
+        self._staging.upload(num_staged)
 
     def stage_nothing(self, layout: Layout) -> None:
         """Upload padding alone."""
@@ -226,8 +227,8 @@ class Batches:
         if self._is_contiguous:
             slots: Numbers = self._tables[rows, 0] + positions
         else:
-            blocks = self._tables[rows, positions // self._block_size].astype(np.int64)
-            slots = blocks * self._block_size + positions % self._block_size
+            columns, places = np.divmod(positions, self._block_size)
+            slots = self._tables[rows, columns].astype(np.int64) * self._block_size + places
         return slots
 
 

@@ -1,7 +1,7 @@
 """Transfers between host and device that nobody waits for.
 
-A copy to the device waits for the device unless its source is pinned. Pinned memory here comes from torch's caching
-allocator, which hands it out again only when the copies that use it have run.
+A copy to the device waits for the device unless its source is pinned. torch's caching allocator hands pinned memory out
+again only when the copies that use it have run.
 """
 
 from collections.abc import Sequence
@@ -23,24 +23,33 @@ def to_device(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.
 class Staging:
     """Numbers on their way to one place on the device: written on the host, uploaded in one transfer.
 
-    On the CPU host and device are the same memory.
+    Two places on the host take turns, so that one can be written while the other is still being read. On the CPU host
+    and device are the same memory.
     """
 
     def __init__(self, device_numbers: Tensor) -> None:
         self._device = device_numbers  # (size,)
-        self._host = device_numbers
+        self._places = [device_numbers]
+        self._reads: list[torch.cuda.Event] = []  # of each place: the last upload
+        if device_numbers.is_cuda:
+            size, dtype = device_numbers.shape, device_numbers.dtype
+            self._places = [torch.zeros(size, dtype=dtype, pin_memory=True) for _ in range(2)]
+            self._reads = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._views: list[Numbers] = [place.numpy() for place in self._places]  # made once: a view costs microseconds
+        self._turn = 0
 
     def host(self, size: int) -> Numbers:
-        """Room for ``size`` numbers to write; what it holds is arbitrary."""
-        if self._device.is_cuda:
-            self._host = torch.empty(size, dtype=self._device.dtype, pin_memory=True)
-        numbers: Numbers = self._host[:size].numpy()
-        return numbers
+        """Room for ``size`` numbers to write; what it holds is arbitrary. Waits while it is still being read."""
+        if self._reads:
+            self._turn = 1 - self._turn
+            self._reads[self._turn].synchronize()
+        return self._views[self._turn][:size]
 
-    def upload(self) -> None:
-        """Copy what was written to the leading numbers on the device, after what runs there now."""
-        if self._host is not self._device:
-            self._device[: len(self._host)].copy_(self._host, non_blocking=True)
+    def upload(self, size: int) -> None:
+        """Copy the first ``size`` numbers that were written to the device, after what runs there now."""
+        if self._reads:
+            self._device[:size].copy_(self._places[self._turn][:size], non_blocking=True)
+            self._reads[self._turn].record()
 
 
 class Readback:

@@ -9,9 +9,10 @@ A vocabulary is long and rows are few, so many programs share a row; a second, t
 
 import torch
 
-from pbench.kernels.compiler import jit, tl
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
+    can_launch_early,
     ceil_div,
     check_contiguous,
     check_dtype,
@@ -31,11 +32,18 @@ def _most_likely_kernel(
     tile_tokens_ptr: tl.pointer_type,  # (num_rows, num_tiles) int32: the first token that has it
     VOCAB_SIZE: tl.constexpr,
     TILE_SIZE: tl.constexpr,
+    IS_ALIGNED: tl.constexpr,  # each row, to 16 bytes
+    LETS_EARLY: tl.constexpr,  # _merge_kernel is launched before this one is done
 ) -> None:
     """Grid: (num_tiles, num_rows)."""
+    if LETS_EARLY:
+        let_next_launch()
     row, tile = tl.program_id(1).to(tl.int64), tl.program_id(0)
     tokens = tile * TILE_SIZE + tl.arange(0, TILE_SIZE)
-    logits = tl.load(logits_ptr + row * VOCAB_SIZE + tokens, mask=tokens < VOCAB_SIZE, other=float("-inf"))
+    row_ptr = logits_ptr + row * VOCAB_SIZE
+    if IS_ALIGNED:
+        row_ptr = tl.multiple_of(row_ptr, 16)
+    logits = tl.load(row_ptr + tokens, mask=tokens < VOCAB_SIZE, other=float("-inf"))
     logits = logits.to(tl.float32)
     largest = tl.max(logits, 0)
     first = tl.min(tl.where(logits == largest, tokens, VOCAB_SIZE), 0)
@@ -51,8 +59,11 @@ def _merge_kernel(
     VOCAB_SIZE: tl.constexpr,
     NUM_TILES: tl.constexpr,
     MAX_TILES: tl.constexpr,  # a power of two
+    IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (num_rows,)."""
+    if IS_EARLY:
+        wait_for_previous()
     row, tiles = tl.program_id(0), tl.arange(0, MAX_TILES)
     is_tile = tiles < NUM_TILES
     logits = tl.load(tile_logits_ptr + row * NUM_TILES + tiles, mask=is_tile, other=float("-inf"))
@@ -92,8 +103,16 @@ def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
     num_tiles = ceil_div(vocab_size, TILE_SIZE)
     largest = torch.empty((num_rows, num_tiles), dtype=torch.float32, device=logits.device)
     tokens = torch.empty((num_rows, num_tiles), dtype=torch.int32, device=logits.device)
+    is_early = can_launch_early(logits)
     _most_likely_kernel[(num_tiles, num_rows)](
-        logits, largest, tokens, VOCAB_SIZE=vocab_size, TILE_SIZE=TILE_SIZE, num_warps=4
+        logits,
+        largest,
+        tokens,
+        VOCAB_SIZE=vocab_size,
+        TILE_SIZE=TILE_SIZE,
+        IS_ALIGNED=logits.data_ptr() % 16 == 0 and vocab_size * logits.element_size() % 16 == 0,
+        LETS_EARLY=is_early,
+        num_warps=4,
     )
     _merge_kernel[(num_rows,)](
         largest,
@@ -102,6 +121,8 @@ def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
         VOCAB_SIZE=vocab_size,
         NUM_TILES=num_tiles,
         MAX_TILES=next_power_of_2(num_tiles),
+        IS_EARLY=is_early,
+        launch_pdl=is_early,
         num_warps=1,
     )
 

@@ -233,8 +233,9 @@ def compile_all():
         compile_kernel(gated_matmul._gated_matmul_kernel, product, tiles=tiles, **options)
     print("few_rows_matmul")
     print("gated_matmul")
-    compile_kernel(most_likely._most_likely_kernel, {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096}, num_warps=4)
-    merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64}
+    row = {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096, "IS_ALIGNED": True, "LETS_EARLY": True}
+    compile_kernel(most_likely._most_likely_kernel, row, num_warps=4)
+    merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64, "IS_EARLY": True}
     compile_kernel(most_likely._merge_kernel, merged, num_warps=1)
     print("most_likely")
 

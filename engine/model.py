@@ -103,16 +103,16 @@ class Model(nn.Module):
         products = self.products(len(token_ids))
         layers = cast("list[Layer]", list(self.layers))
         # A layer's last addition is fused with the norm that follows it: the next layer's first.
-        following_norms = [layer.attention_norm for layer in layers[1:]] + [self.final_norm]
+        following = [(layer.attention_norm, layer.qkv) for layer in layers[1:]] + [(self.final_norm, None)]
         rotation = Rotation(self.cos_sin, positions)
         residual = functional.embedding(token_ids, self.embedding)
         hidden = rms_norm(residual, layers[0].attention_norm, eps)
-        for layer, following_norm in zip(layers, following_norms, strict=True):
+        for layer, (following_norm, upcoming) in zip(layers, following, strict=True):
             addend = layer.attend(hidden, rotation, attention, products)
-            hidden, residual = products.add_norm(addend, residual, layer.feed_forward_norm, eps)
+            hidden, residual = products.add_norm(addend, residual, layer.feed_forward_norm, eps, layer.gate_up)
             with self.phases("mlp"):
                 addend = layer.feed_forward(hidden, products)
-            hidden, residual = products.add_norm(addend, residual, following_norm, eps)
+            hidden, residual = products.add_norm(addend, residual, following_norm, eps, upcoming)
         return hidden
 
     def products(self, num_tokens: int) -> Products:

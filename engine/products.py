@@ -19,6 +19,7 @@ FEW_ROWS = (256, 128, 64, 32)  # that were measured, on an H200
 # Where the gated product has several tiles of rows: of its programs on each multiprocessor. With more, tiles as small
 # as these read the weight too often.
 MAX_GATED_PROGRAMS = 2
+MAX_FETCHED_BYTES = 16 * 2**20  # of a weight, while a norm waits: larger ones keep memory busy as it is
 
 
 class Products(Protocol):
@@ -36,8 +37,10 @@ class Products(Protocol):
         """``x @ weight.T`` for ``add_norm``, and nothing else."""
         ...
 
-    def add_norm(self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """See ``pbench.kernels.rms_norm.add_rms_norm``."""
+    def add_norm(
+        self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float, upcoming: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See ``pbench.kernels.rms_norm.add_rms_norm``; ``upcoming`` is the weight of the product that follows."""
         ...
 
 
@@ -55,7 +58,9 @@ class WholeProducts:
         """See ``Products``."""
         return self.linear(x, weight, None)
 
-    def add_norm(self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float, upcoming: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See ``Products``."""
         return add_rms_norm(addend, residual, weight, eps)
 
@@ -75,9 +80,13 @@ class FewRowsProducts:
         """See ``Products``."""
         return few_rows_parts(x, weight)
 
-    def add_norm(self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float, upcoming: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """See ``Products``."""
-        return add_parts_rms_norm(addend, residual, weight, eps)
+        if upcoming is not None and upcoming.nbytes > MAX_FETCHED_BYTES:
+            upcoming = None
+        return add_parts_rms_norm(addend, residual, weight, eps, upcoming)
 
 
 def most_few_rows(config: ModelConfig, embedding: Tensor) -> int:

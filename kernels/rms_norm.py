@@ -20,21 +20,43 @@ from pbench.kernels.launch import (
     check_num_dims,
     check_rows,
     check_shape,
+    device_limits,
     next_power_of_2,
     runs_on_triton,
 )
 from pbench.kernels.launcher import Launch, Launcher, layout_of
 
 MAX_SIZE = 32768  # one program holds a row in its registers
+MOST_ROWS_TO_LET_EARLY = 64
 
 
-@jit(do_not_specialize=("num_rows",))
+@jit()
+def _fetch(ptr: tl.tensor, num_elements: tl.tensor, SIZE: tl.constexpr) -> None:
+    """Have all programs together bring ``num_elements`` into the L2 cache, each by SIZE threads."""
+    element_bytes: tl.constexpr = ptr.dtype.element_ty.primitive_bitwidth // 8
+    num_bytes = num_elements.to(tl.int64) * element_bytes
+    piece_bytes = (num_bytes // (tl.num_programs(0) * SIZE) // 128 + 1) * 128
+    places = (tl.program_id(0) * SIZE + tl.arange(0, SIZE)) * piece_bytes
+    counts = tl.maximum(tl.minimum(num_bytes - places, piece_bytes), 0).to(tl.int32) // 16 * 16
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.u32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
+        "=r,l,r",
+        [ptr.to(tl.pointer_type(tl.int8)) + places, counts],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@jit(do_not_specialize=("num_upcoming", "num_rows"))
 def _rms_norm_kernel(
     x_ptr: tl.pointer_type,  # (num_rows / num_inner, num_inner, SIZE), or with NUM_PARTS (NUM_PARTS, num_rows, SIZE)
     residual_ptr: tl.pointer_type,  # (num_rows, SIZE), added to x first
     weight_ptr: tl.pointer_type,  # (SIZE,)
     normed_ptr: tl.pointer_type,  # (num_rows, SIZE)
     sum_ptr: tl.pointer_type,  # (num_rows, SIZE): x + residual
+    upcoming_ptr: tl.pointer_type,  # (num_upcoming,): what the next kernel reads, with FETCH_SIZE only
+    num_upcoming: tl.tensor,
     num_rows: tl.tensor,
     num_inner: tl.tensor,
     outer_stride: tl.tensor,
@@ -46,13 +68,21 @@ def _rms_norm_kernel(
     TILE_ROWS: tl.constexpr,
     TILE_SIZE: tl.constexpr,
     IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
+    LETS_EARLY: tl.constexpr,  # the next kernel may start before that, too
+    FETCH_SIZE: tl.constexpr,  # threads of a program that fetch; None: nothing is fetched
 ) -> None:
-    """Grid: (row tiles,)."""
+    """Grid: (row tiles,), or more where there is much to fetch."""
+    columns = tl.arange(0, TILE_SIZE)
+    if LETS_EARLY:
+        let_next_launch()
+    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
+    if FETCH_SIZE is not None:
+        _fetch(upcoming_ptr, num_upcoming, FETCH_SIZE)
     if IS_EARLY:
         wait_for_previous()
-        let_next_launch()
+        if not LETS_EARLY:
+            let_next_launch()
     rows = tl.program_id(0).to(tl.int64) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    columns = tl.arange(0, TILE_SIZE)
     mask = (rows < num_rows)[:, None] & (columns < SIZE)[None, :]
     x_rows = rows // num_inner * outer_stride + rows % num_inner * inner_stride
     offsets = rows[:, None] * SIZE + columns[None, :]
@@ -68,7 +98,6 @@ def _rms_norm_kernel(
         x = rounded_sum.to(tl.float32)
     mean_square = tl.sum(x * x, 1) / SIZE
     normed = (x * tl.rsqrt(mean_square + eps)[:, None]).to(normed_ptr.dtype.element_ty)
-    weight = tl.load(weight_ptr + columns, mask=columns < SIZE, other=0.0).to(tl.float32)
     out = weight[None, :] * normed.to(tl.float32)
     tl.store(normed_ptr + offsets, out.to(normed_ptr.dtype.element_ty), mask=mask)
 
@@ -145,7 +174,7 @@ def add_rms_norm_reference(
 
 
 def add_parts_rms_norm(
-    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, upcoming: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``add_rms_norm`` of the sum of ``parts``, rounded to residual's dtype as one product would be.
 
@@ -154,6 +183,8 @@ def add_parts_rms_norm(
         residual: ``(T, n)``, float32, bfloat16 or float16, contiguous.
         weight: ``(n,)`` of residual's dtype.
         eps: added to the mean square.
+        upcoming: a weight that the next kernel reads, contiguous. Memory fetches it while this kernel still waits for
+            ``parts``; what is computed does not depend on it.
 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
@@ -164,17 +195,19 @@ def add_parts_rms_norm(
     check_dtype("parts", parts, torch.float32)
     check_contiguous("parts", parts)
     check_contiguous("residual", residual)
+    if upcoming is not None:
+        check_contiguous("upcoming", upcoming)
     if runs_on_triton(parts):
-        return add_parts_rms_norm_triton(parts, residual, weight, eps)
+        return add_parts_rms_norm_triton(parts, residual, weight, eps, upcoming)
     return add_parts_rms_norm_reference(parts, residual, weight, eps)
 
 
 def add_parts_rms_norm_triton(
-    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, upcoming: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Launch the kernel on checked arguments (see ``add_parts_rms_norm``)."""
     normed, new_residual = torch.empty_like(residual), torch.empty_like(residual)
-    _launch(parts[0], residual, weight, normed, new_residual, eps, len(parts))
+    _launch(parts[0], residual, weight, normed, new_residual, eps, len(parts), upcoming)
     return normed, new_residual
 
 
@@ -206,28 +239,43 @@ def _launch(
     new_residual: torch.Tensor,
     eps: float,
     num_parts: int | None = None,
+    upcoming: torch.Tensor | None = None,
 ) -> None:
     if normed.numel() == 0:
         return
     if x.dim() > 3:
         x = x.flatten(0, -3)
+    num_upcoming = 0 if upcoming is None or upcoming.data_ptr() % 16 else upcoming.numel()
     _launcher(
-        (layout_of(x, weight), residual is None, num_parts),
-        (x, x if residual is None else residual, weight, normed, new_residual),
+        (layout_of(x, weight), residual is None, num_parts, num_upcoming),
+        (
+            x,
+            x if residual is None else residual,
+            weight,
+            normed,
+            new_residual,
+            weight if upcoming is None else upcoming,
+        ),
         (float(eps),),
-        lambda: _first_launch(x, num_parts, has_residual=residual is not None),
+        lambda: _first_launch(x, num_parts, num_upcoming, has_residual=residual is not None),
     )
 
 
-def _first_launch(x: torch.Tensor, num_parts: int | None, *, has_residual: bool) -> Launch:
+def _first_launch(x: torch.Tensor, num_parts: int | None, num_upcoming: int, *, has_residual: bool) -> Launch:
     size = x.shape[-1]
     num_rows = x.numel() // size
     num_inner, inner_stride = (x.shape[1], x.stride(1)) if x.dim() == 3 else (1, 0)
     outer_stride = x.stride(0) if x.dim() > 1 else 0
     tile_size = next_power_of_2(size)
     tile_rows = max(1, 1024 // tile_size)
+    num_programs = ceil_div(num_rows, tile_rows)
     # Behind a library's kernel, which lets nothing start, that would cost time.
     is_early = num_parts is not None and can_launch_early(x)
+    # With few rows the next kernel fits beside the one before this, and fetches for itself. With more it would find the
+    # multiprocessors unevenly taken, and end up unevenly spread itself: so this one fetches for it.
+    lets_early = is_early and num_upcoming > 0 and num_rows <= MOST_ROWS_TO_LET_EARLY
+    fetches = is_early and num_upcoming > 0 and not lets_early
+    num_warps = min(max(tile_size // (512 if num_parts is None else 64), 4), 16)
     options = {
         "HAS_RESIDUAL": has_residual,
         "NUM_PARTS": num_parts,
@@ -235,7 +283,12 @@ def _first_launch(x: torch.Tensor, num_parts: int | None, *, has_residual: bool)
         "TILE_ROWS": tile_rows,
         "TILE_SIZE": tile_size,
         "IS_EARLY": is_early,
+        "LETS_EARLY": lets_early,
+        "FETCH_SIZE": 32 * num_warps if fetches else None,
         "launch_pdl": is_early,
-        "num_warps": min(max(tile_size // 512, 4), 16),
+        "num_warps": num_warps,
     }
-    return Launch((ceil_div(num_rows, tile_rows), 1, 1), (num_rows, num_inner, outer_stride, inner_stride), options)
+    if fetches:
+        num_programs = max(num_programs, device_limits(x).num_sms)
+    integers = (num_upcoming, num_rows, num_inner, outer_stride, inner_stride)
+    return Launch((num_programs, 1, 1), integers, options)

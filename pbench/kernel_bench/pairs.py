@@ -42,7 +42,9 @@ class _ExactProducts:
     def addend(self, x: Tensor, weight: Tensor) -> Tensor:
         return few_rows_matmul_reference(x, weight)
 
-    def add_norm(self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, addend: Tensor, residual: Tensor, weight: Tensor, eps: float, upcoming: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return add_rms_norm_reference(addend, residual, weight, eps)
 
 

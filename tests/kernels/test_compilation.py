@@ -184,7 +184,8 @@ def compile_all():
     for has_residual, num_parts in ((False, None), (True, None), (True, 4)):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
         is_early = num_parts is not None
-        row |= {"NUM_PARTS": num_parts, "IS_EARLY": is_early}
+        row |= {"NUM_PARTS": num_parts, "IS_EARLY": is_early, "LETS_EARLY": False}
+        row |= {"FETCH_SIZE": 512 if is_early else None}
         compile_kernel(rms_norm._rms_norm_kernel, row, launch_pdl=is_early)
     print("rms_norm")
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})

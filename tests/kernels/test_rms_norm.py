@@ -62,14 +62,16 @@ def test_kernel_of_parts_is_the_formula_of_their_rounded_sum(device, dtype_and_t
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("num_rows", [1, 177, 256])
-def test_parts_are_summed_and_rounded_as_one_product_would_be(num_rows):
+@pytest.mark.parametrize("num_rows", [1, 64, 177, 256])
+@pytest.mark.parametrize("num_upcoming", [None, 1, 3 * 2**20 + 5])
+def test_parts_are_summed_and_rounded_as_one_product_would_be(num_rows, num_upcoming):
     """In a row of kernels that start early, each of which reads what the one before it wrote."""
+    upcoming = num_upcoming and torch.empty(num_upcoming, dtype=torch.bfloat16, device="cuda")
     residual, weight = (random_rows(shape, "cuda", torch.bfloat16, 2) for shape in ((num_rows, 4096), (4096,)))
     parts = random_rows((4, num_rows, 4096), "cuda", torch.float32)
     expected = residual
     for _ in range(5):
-        _, residual = add_parts_rms_norm(parts, residual, weight, EPS)
+        _, residual = add_parts_rms_norm(parts, residual, weight, EPS, upcoming)
         _, expected = add_parts_rms_norm_reference(parts, expected, weight, EPS)
     # Parts are added in another order, so a sum may round to a neighbour, five times.
     torch.testing.assert_close(residual, expected, rtol=5 * 2**-7, atol=5e-2)

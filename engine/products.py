@@ -102,7 +102,7 @@ def most_few_rows(config: ModelConfig, embedding: Tensor) -> int:
     num_sms = device_limits(embedding).num_sms
     for num_rows in FEW_ROWS:
         num_parts = (num_parts_for(num_rows, config.hidden_size, depth, num_sms) for depth in sizes[1:])
-        num_programs = num_gated_programs(num_rows, config.intermediate_size)
+        num_programs = num_gated_programs(num_rows, config.intermediate_size, num_sms)
         if min(num_parts) > 1 and (num_rows <= 64 or num_programs <= MAX_GATED_PROGRAMS * num_sms):
             return num_rows
     return 0

@@ -27,8 +27,9 @@ if HAS_TRITON:
     import triton
     from triton import language as tl
 
-    # Of a kernel that is launched early (launch.py): the first thing that it does is wait until the kernel before it is
-    # done and what that wrote is there. Then, not before, it may let the next one be launched, which waits in its turn.
+    # Of a kernel that is launched early (launch.py): it waits until the kernel before it is done and what that wrote is
+    # there. Before that it writes nothing, and reads nothing but weights, which nobody writes. Every program waits, so
+    # after the wait all kernels before are done, even where each lets the next one be launched before its own wait.
     from triton.language.extra.cuda import gdc_launch_dependents as let_next_launch
     from triton.language.extra.cuda import gdc_wait as wait_for_previous
 else:

@@ -78,8 +78,8 @@ def _few_rows_matmul_kernel(
     else:
         acc = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
     if IS_EARLY:
-        wait_for_previous()
         let_next_launch()
+        wait_for_previous()
     for place in range(start, tl.minimum(start + PART_DEPTH, DEPTH), TILE_DEPTH):  # zeros lie behind the end
         x = x_descriptor.load([first_row, place])
         weight = weight_descriptor.load([first_column, place])

@@ -13,12 +13,8 @@ from typing import NamedTuple
 import torch
 
 from pbench.kernels.compiler import HAS_TRITON, jit, let_next_launch, tl, wait_for_previous
-from pbench.kernels.few_rows_matmul import check_few_rows
-from pbench.kernels.launch import (
-    can_launch_early,
-    ceil_div,
-    runs_on_triton,
-)
+from pbench.kernels.few_rows_matmul import PROGRAMS_PER_SM, check_few_rows
+from pbench.kernels.launch import can_launch_early, ceil_div, device_limits, runs_on_triton
 from pbench.kernels.silu_and_mul import silu_and_mul_reference
 
 if HAS_TRITON:
@@ -53,8 +49,8 @@ def _gated_matmul_kernel(
     gate = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
     up = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
     if IS_EARLY:
-        wait_for_previous()
         let_next_launch()
+        wait_for_previous()
     for place in range(0, DEPTH, TILE_DEPTH):  # zeros behind the end
         x = x_descriptor.load([first_row, place])
         gate_weight = weight_descriptor.load([first_column, place])
@@ -67,16 +63,18 @@ def _gated_matmul_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def gated_tiling(num_rows: int) -> GatedTiling:
-    """How products of so many rows were fastest on an H200."""
+def gated_tiling(num_rows: int, num_columns: int, num_sms: int) -> GatedTiling:
+    """How products of so many rows and columns of outputs were fastest on an H200."""
     if num_rows <= 32:
         return GatedTiling(16 if num_rows <= 16 else 32, 64, 128, 3)
-    return GatedTiling(64, 32, 64, 5) if num_rows <= 128 else GatedTiling(64, 64, 64, 4)
+    narrow, wide = GatedTiling(64, 32, 64, 5), GatedTiling(64, 64, 64, 4)
+    num_narrow = ceil_div(num_rows, narrow.tile_rows) * ceil_div(num_columns, narrow.tile_columns)
+    return narrow if num_narrow <= PROGRAMS_PER_SM * num_sms else wide
 
 
-def num_gated_programs(num_rows: int, num_columns: int) -> int:
+def num_gated_programs(num_rows: int, num_columns: int, num_sms: int) -> int:
     """Of a launch for ``num_rows`` tokens and outputs of ``num_columns``."""
-    tiling = gated_tiling(num_rows)
+    tiling = gated_tiling(num_rows, num_columns, num_sms)
     return ceil_div(num_rows, tiling.tile_rows) * ceil_div(num_columns, tiling.tile_columns)
 
 
@@ -101,7 +99,7 @@ def gated_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def gated_matmul_triton(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``gated_matmul``)."""
     (num_rows, depth), num_columns = x.shape, weight.shape[0] // 2
-    tile_rows, tile_columns, tile_depth, num_stages = gated_tiling(num_rows)
+    tile_rows, tile_columns, tile_depth, num_stages = gated_tiling(num_rows, num_columns, device_limits(x).num_sms)
     is_early = can_launch_early(x)
     out = torch.empty((num_rows, num_columns), dtype=x.dtype, device=x.device)
     if out.numel() == 0:

@@ -217,7 +217,7 @@ def compile_all():
             }
             options = {"num_warps": 4, "num_stages": tiling.num_stages, "launch_pdl": True}
             compile_kernel(few_rows_matmul._few_rows_matmul_kernel, product, tiles=tiles, **options)
-        gated = gated_matmul.gated_tiling(num_rows)
+        gated = gated_matmul.gated_tiling(num_rows, 3072, 132)
         product = {
             "NUM_COLUMNS": 3072,
             "DEPTH": 1024,

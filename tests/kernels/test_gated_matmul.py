@@ -47,8 +47,9 @@ def test_kernel_is_right_at_the_sizes_of_a_model(num_rows, depth, num_columns):
 
 
 def test_programs_are_counted_by_tiles():
-    assert num_gated_programs(256, 3072) == 4 * 48
-    assert num_gated_programs(64, 14336) == 448
+    assert num_gated_programs(256, 3072, num_sms=132) == 4 * 48
+    assert num_gated_programs(128, 3072, num_sms=132) == 2 * 96
+    assert num_gated_programs(64, 14336, num_sms=132) == 224
 
 
 def test_no_rows_make_no_rows(device):

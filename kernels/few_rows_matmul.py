@@ -13,16 +13,17 @@ read it anyway (rms_norm.py). The parts and their order depend on shapes alone, 
 Tiles are loaded by the tensor memory accelerator of Hopper. Each launch takes its place while the kernel before it
 still runs, and waits there: in a chain of such kernels that saves half a microsecond for each; behind a library's
 kernel, which lets nothing start before it ends, it costs as much. So all of a layer's products are of this kind, or
-none.
+none. On a Hopper GPU parts of little depth are made by hopper_few_rows.py, which has the weight loaded by then.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from pbench.kernels.compiler import HAS_TRITON, jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.compiler import HAS_TRITON, is_known_triton, jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
+    HOPPER,
     can_launch_early,
     ceil_div,
     check_contiguous,
@@ -30,6 +31,7 @@ from pbench.kernels.launch import (
     check_num_dims,
     check_shape,
     device_limits,
+    next_power_of_2,
     runs_on_triton,
 )
 
@@ -39,6 +41,9 @@ if HAS_TRITON:
 MAX_PARTS = 8
 PROGRAMS_PER_SM = 2
 MIN_WGMMA_ROWS = 64
+NUM_PARTS_HELD = 4  # by hopper_few_rows.py
+HELD_COLUMNS = 64
+HELD_DEPTH = 1024  # at most
 
 
 class FewRowsTiling(NamedTuple):
@@ -118,6 +123,23 @@ def num_parts_for(num_rows: int, num_columns: int, depth: int, num_sms: int) -> 
     return num_parts
 
 
+def suits_hopper(x: torch.Tensor) -> bool:
+    """Whether the kernel of hopper_few_rows.py multiplies ``x``: on a Hopper GPU, of 16 bits."""
+    return is_known_triton() and runs_on_triton(x) and device_limits(x).capability == HOPPER and x.element_size() == 2
+
+
+def held_tile_rows(num_rows: int) -> int:
+    """Rows of x in a tile, for the kernel of hopper_few_rows.py."""
+    return min(max(next_power_of_2(num_rows), 16), 64) if num_rows <= 128 else 128
+
+
+def can_hold_parts(num_rows: int, num_columns: int, depth: int, num_sms: int) -> bool:
+    """Whether all programs run at once, each with its share of the weight in shared memory."""
+    num_tiles = ceil_div(num_rows, held_tile_rows(num_rows)) * ceil_div(num_columns, HELD_COLUMNS)
+    depths = range(HELD_DEPTH // 4 * NUM_PARTS_HELD, HELD_DEPTH * NUM_PARTS_HELD + 1)
+    return num_tiles * NUM_PARTS_HELD <= num_sms and depth in depths
+
+
 def few_rows_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight.T + bias``: ``(T, n)``, summed in float32 and rounded once.
 
@@ -142,7 +164,12 @@ def few_rows_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
 def few_rows_parts(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Parts whose sum is ``x @ weight.T``: float32 ``(num_parts, T, n)``. See ``few_rows_matmul``."""
     check_few_rows(x, weight)
-    num_parts = num_parts_for(len(x), weight.shape[0], weight.shape[1], device_limits(x).num_sms)
+    limits = device_limits(x)
+    if suits_hopper(x) and can_hold_parts(len(x), weight.shape[0], weight.shape[1], limits.num_sms):
+        from pbench.kernels.hopper_few_rows import hopper_parts
+
+        return hopper_parts(x, weight, NUM_PARTS_HELD)
+    num_parts = num_parts_for(len(x), weight.shape[0], weight.shape[1], limits.num_sms)
     if runs_on_triton(x):
         return few_rows_parts_triton(x, weight, num_parts)
     return few_rows_parts_reference(x, weight, num_parts)

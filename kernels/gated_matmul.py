@@ -5,7 +5,8 @@ With gate and up the two halves of the weight's rows::
     out = silu(x gate^T) * (x up^T)
 
 Both products are kept in float32 until the end, where silu_and_mul.py rounds them in between. Tiles are loaded by the
-tensor memory accelerator of Hopper.
+tensor memory accelerator of Hopper. On a Hopper GPU products of one tile of rows and little depth are left to
+hopper_few_rows.py, which has the weight loaded before x is there.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,14 @@ from typing import NamedTuple
 import torch
 
 from pbench.kernels.compiler import HAS_TRITON, jit, let_next_launch, tl, wait_for_previous
-from pbench.kernels.few_rows_matmul import PROGRAMS_PER_SM, check_few_rows
+from pbench.kernels.few_rows_matmul import (
+    HELD_COLUMNS,
+    HELD_DEPTH,
+    MIN_WGMMA_ROWS,
+    PROGRAMS_PER_SM,
+    check_few_rows,
+    suits_hopper,
+)
 from pbench.kernels.launch import can_launch_early, ceil_div, device_limits, runs_on_triton
 from pbench.kernels.silu_and_mul import silu_and_mul_reference
 
@@ -78,6 +86,15 @@ def num_gated_programs(num_rows: int, num_columns: int, num_sms: int) -> int:
     return ceil_div(num_rows, tiling.tile_rows) * ceil_div(num_columns, tiling.tile_columns)
 
 
+def can_hold_gated(num_rows: int, num_columns: int, depth: int, num_sms: int) -> bool:
+    """Whether all programs of hopper_few_rows.py run at once, each with its share of the weight in shared memory.
+
+    With more rows than one tile of x has, the weight is not what takes time.
+    """
+    num_programs = ceil_div(num_columns, HELD_COLUMNS // 2)
+    return num_rows <= MIN_WGMMA_ROWS and num_columns % 8 == 0 and depth <= HELD_DEPTH and num_programs <= num_sms
+
+
 def gated_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``silu(x @ gate.T) * (x @ up.T)`` of ``weight = [gate; up]``: ``(T, n)`` of x's dtype, rounded once.
 
@@ -91,6 +108,10 @@ def gated_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     check_few_rows(x, weight)
     if weight.shape[0] % 2:
         raise ValueError(f"weight has {weight.shape[0]} rows; expected an even number: gate, then up")
+    if suits_hopper(x) and can_hold_gated(len(x), weight.shape[0] // 2, x.shape[1], device_limits(x).num_sms):
+        from pbench.kernels.hopper_few_rows import hopper_gated
+
+        return hopper_gated(x, weight)
     if runs_on_triton(x):
         return gated_matmul_triton(x, weight)
     return gated_matmul_reference(x, weight)

@@ -118,6 +118,7 @@ def compile_all():
         decode_plan,
         few_rows_matmul,
         gated_matmul,
+        hopper_few_rows,
         hopper_prefill,
         matmul,
         most_likely,
@@ -234,6 +235,21 @@ def compile_all():
         compile_kernel(gated_matmul._gated_matmul_kernel, product, tiles=tiles, **options)
     print("few_rows_matmul")
     print("gated_matmul")
+    columns, turns = hopper_few_rows.SWIZZLED.value, hopper_few_rows.SWIZZLED_TURNS.value
+    for is_gated, tile_rows, num_tiles, dtype in (
+        (False, 128, 6, "bf16"),
+        (True, 16, 8, "fp16"),
+    ):
+        held = {"IS_GATED": is_gated, "NUM_COLUMNS": 1024, "NUM_TILES": num_tiles, "TILE_ROWS": tile_rows}
+        tiles = {
+            "x_descriptor": f"tensordesc<{dtype}[{tile_rows}, 128],{columns!r}>",
+            "weight_descriptor": f"tensordesc<{dtype}{[4, 2, 8, 128] if is_gated else [64, 128]},"
+            f"{turns if is_gated else columns!r}>",
+        }
+        held |= {"NUM_TILES_HELD": 4}
+        kernel = hopper_few_rows._hopper_few_rows_kernel
+        compile_gluon_kernel(kernel, held, tiles, dtype if is_gated else "fp32", num_warps=4)
+    print("hopper_few_rows")
     row = {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096, "IS_ALIGNED": True, "LETS_EARLY": True}
     compile_kernel(most_likely._most_likely_kernel, row, num_warps=4)
     merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64, "IS_EARLY": True}

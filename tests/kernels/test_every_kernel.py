@@ -49,6 +49,7 @@ KERNELS = {
     "matmul",
     "few_rows_matmul",
     "gated_matmul",
+    "hopper_few_rows",
     "most_likely",
     "choose_tokens",
     "update_tables",
@@ -240,6 +241,20 @@ def test_products_of_few_rows(device, num_rows):
     assert_near(parts.sum(0), few_rows_matmul_reference(x.double(), weight.double()))
     _, summed = add_parts_rms_norm(parts, residual, norm, 1e-5)
     assert_near(summed, add_parts_rms_norm_reference(parts.double(), residual.double(), norm.double(), 1e-5)[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [5, 65, 129])
+def test_products_of_few_rows_on_hopper(num_rows):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    from pbench.kernels.hopper_few_rows import hopper_gated, hopper_parts
+
+    x, weight = (random(count, 520, dtype=BF16, device="cuda") for count in (num_rows, 144))
+    weight /= 23
+    torch.cuda.synchronize()  # weights are read before the kernel before is done
+    assert_near(hopper_parts(x, weight, 2).sum(0), few_rows_matmul_reference(x.double(), weight.double()))
+    assert_near(hopper_gated(x, weight), gated_matmul_reference(x.double(), weight.double()))
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bfloat16", "float32"])

@@ -3,6 +3,7 @@ import torch
 
 from pbench.kernels.few_rows_matmul import (
     MAX_PARTS,
+    can_hold_parts,
     few_rows_matmul,
     few_rows_matmul_reference,
     few_rows_matmul_triton,
@@ -10,7 +11,9 @@ from pbench.kernels.few_rows_matmul import (
     few_rows_parts_reference,
     few_rows_parts_triton,
     few_rows_tiling,
+    held_tile_rows,
     num_parts_for,
+    suits_hopper,
 )
 
 # Rows on both sides of every change of tiles, columns and depths on both sides of a tile's edge; the last part of
@@ -72,6 +75,22 @@ def test_kernels_are_right_at_the_sizes_of_a_model(num_rows, depth, num_columns)
         torch.testing.assert_close(out.double(), exact + bias.double(), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("depth", "num_columns", "num_parts"), [(2048, 1024, 4), (3072, 1024, 4), (1000, 1027, 3)])
+def test_parts_of_hopper_are_those_of_the_reference(dtype, depth, num_columns, num_parts):
+    for num_rows in (1, 16, 17, 40, 64, 65, 128, 130, 256):  # on both sides of every change of tiles
+        x, weight, _ = random_layer(num_rows, depth, num_columns, "cuda", dtype)
+        if not suits_hopper(x):
+            pytest.skip("this GPU is no Hopper")
+        from pbench.kernels.hopper_few_rows import hopper_parts
+
+        expected = few_rows_parts_reference(x.double(), weight.double(), num_parts)
+        parts = hopper_parts(x, weight, num_parts)
+        torch.testing.assert_close(parts.double(), expected, rtol=1e-4, atol=1e-4)
+        assert hopper_parts(x[:0], weight, num_parts).shape == (num_parts, 0, num_columns)
+
+
 def test_there_are_as_many_parts_as_keep_multiprocessors_busy():
     assert num_parts_for(64, 1024, 2048, num_sms=132) == MAX_PARTS
     assert num_parts_for(176, 1024, 3072, num_sms=132) == 4
@@ -83,6 +102,27 @@ def test_there_are_as_many_parts_as_keep_multiprocessors_busy():
 def test_tiles_grow_with_the_rows():
     tiles = [few_rows_tiling(num_rows).tile_rows for num_rows in (1, 16, 17, 32, 33, 256)]
     assert tiles == [16, 16, 32, 32, 64, 64]
+
+
+def test_tiles_grow_with_the_rows_where_weights_are_held():
+    assert [held_tile_rows(num_rows) for num_rows in (1, 16, 17, 33, 64, 128, 129, 256)] == [
+        16,
+        16,
+        32,
+        64,
+        64,
+        64,
+        128,
+        128,
+    ]
+
+
+def test_weights_are_held_where_all_programs_run_at_once():
+    assert can_hold_parts(256, 1024, 3072, num_sms=132)
+    assert not can_hold_parts(257, 1024, 3072, num_sms=132)
+    assert not can_hold_parts(64, 2176, 2048, num_sms=132)
+    assert not can_hold_parts(64, 1024, 4104, num_sms=132)  # a part is too deep
+    assert not can_hold_parts(64, 1024, 1016, num_sms=132)  # and should have two tiles at least
 
 
 def test_no_rows_make_no_rows(device):

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from pbench.kernels.gated_matmul import gated_matmul, gated_matmul_reference, gated_matmul_triton, num_gated_programs
+from pbench.kernels.few_rows_matmul import suits_hopper
+from pbench.kernels.gated_matmul import (
+    can_hold_gated,
+    gated_matmul,
+    gated_matmul_reference,
+    gated_matmul_triton,
+    num_gated_programs,
+)
 from pbench.kernels.silu_and_mul import silu_and_mul_reference
 
 # Rows on both sides of every change of tiles, columns and depths on both sides of a tile's edge.
@@ -46,10 +53,33 @@ def test_kernel_is_right_at_the_sizes_of_a_model(num_rows, depth, num_columns):
         torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("depth", "num_columns"), [(1024, 3072), (136, 8), (1000, 1032)])
+def test_kernel_of_hopper_is_the_formula(dtype, depth, num_columns):
+    for num_rows in (1, 16, 17, 40, 64, 65):  # on both sides of every change of tiles, and two tiles
+        x, weight = random_layer(num_rows, depth, num_columns, "cuda", dtype)
+        if not suits_hopper(x):
+            pytest.skip("this GPU is no Hopper")
+        from pbench.kernels.hopper_few_rows import hopper_gated
+
+        expected = gated_matmul_reference(x.double(), weight.double())
+        torch.testing.assert_close(hopper_gated(x, weight).double(), expected, rtol=1e-2, atol=1e-2)
+        assert hopper_gated(x[:0], weight).shape == (0, num_columns)
+
+
 def test_programs_are_counted_by_tiles():
     assert num_gated_programs(256, 3072, num_sms=132) == 4 * 48
     assert num_gated_programs(128, 3072, num_sms=132) == 2 * 96
     assert num_gated_programs(64, 14336, num_sms=132) == 224
+
+
+def test_weights_are_held_where_all_of_them_fit_on_the_device():
+    assert can_hold_gated(64, 3072, 1024, num_sms=132)
+    assert not can_hold_gated(65, 3072, 1024, num_sms=132)  # not one tile of rows
+    assert not can_hold_gated(64, 4352, 1024, num_sms=132)
+    assert not can_hold_gated(64, 3072, 1032, num_sms=132)
+    assert not can_hold_gated(64, 3068, 1024, num_sms=132)  # gate and up take turns by 8 rows
 
 
 def test_no_rows_make_no_rows(device):

@@ -1,0 +1,195 @@
+"""Products of few rows on Hopper: the weight is there before what it multiplies.
+
+The parts of few_rows_matmul.py and the gated product of gated_matmul.py, where a program's share of the weight fits
+into shared memory whole. Nobody writes weights, so a program asks for all of its share before it waits for the kernel
+before it: memory works while that one still computes. After the wait come tiles of x, a few ahead of the tensor cores.
+Written in Gluon, Triton's lower layer, because Triton waits for each load that is outside of a loop.
+
+The tensor cores take 64 rows of their first operand and any multiple of 8 of the second, so the weight is the first. Of
+the gated product these are 8 rows of gate, 8 of up and so on: one thread holds the sums of rows i and i + 8, and so has
+both of an output.
+"""
+
+import torch
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from pbench.kernels.compiler import let_next_launch, wait_for_previous
+from pbench.kernels.few_rows_matmul import held_tile_rows
+from pbench.kernels.launch import ceil_div
+
+WEIGHT_ROWS = gl.constexpr(64)  # of a program
+GATED_COLUMNS = gl.constexpr(32)  # of a program's output: half of its rows of the weight are gate's
+TURN_ROWS = gl.constexpr(8)  # of gate, then of up
+TILE_DEPTH = gl.constexpr(128)
+MAX_TILES, MAX_GATED_TILES = 4, 8  # of x at a time: more were no faster
+MAX_SHARED_BYTES = 216 * 1024
+NUM_WARPS = gl.constexpr(4)
+wait_for_all = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # renamed in Triton 3.7
+SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
+SWIZZLED_TURNS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4))
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _load_x(
+    x_descriptor: tma.tensor_descriptor,
+    tiles: gl.shared_memory_descriptor,
+    loaded: gl.shared_memory_descriptor,
+    tile: gl.constexpr,
+    first_row: gl.tensor,
+    start: gl.tensor,
+) -> None:
+    place: gl.constexpr = tile % tiles.shape[0]
+    mbarrier.expect(loaded.index(place), x_descriptor.block_type.nbytes)
+    tma.async_copy_global_to_shared(
+        x_descriptor, [first_row, start + tile * TILE_DEPTH], loaded.index(place), tiles.index(place)
+    )
+
+
+@gluon.jit(do_not_specialize=("num_rows",))  # type: ignore[untyped-decorator]
+def _hopper_few_rows_kernel(
+    x_descriptor: tma.tensor_descriptor,  # (num_rows, depth), in tiles (TILE_ROWS, TILE_DEPTH)
+    weight_descriptor: tma.tensor_descriptor,  # (NUM_COLUMNS, depth), in tiles (WEIGHT_ROWS, TILE_DEPTH);
+    # gated: (NUM_COLUMNS / TURN_ROWS, 2, TURN_ROWS, depth), in tiles of as many rows
+    out_ptr: gl.tensor,  # (num_parts, num_rows, NUM_COLUMNS) float32; gated: (num_rows, NUM_COLUMNS)
+    num_rows: gl.tensor,
+    IS_GATED: gl.constexpr,
+    NUM_COLUMNS: gl.constexpr,
+    NUM_TILES: gl.constexpr,  # of a part's depth
+    TILE_ROWS: gl.constexpr,
+    NUM_TILES_HELD: gl.constexpr,  # of x
+) -> None:
+    """Grid: (row tiles, column tiles, num_parts)."""
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, TILE_ROWS, 16])
+    NUM_TURNS: gl.constexpr = WEIGHT_ROWS // (2 * TURN_ROWS)
+    dtype: gl.constexpr = x_descriptor.dtype
+    first_row, column_tile, part = gl.program_id(0) * TILE_ROWS, gl.program_id(1), gl.program_id(2)
+    start = part * (NUM_TILES * TILE_DEPTH)
+    if not IS_GATED:  # that takes more shared memory: beside it the next kernel would only take what others need
+        let_next_launch()
+    weights = gl.allocate_shared_memory(dtype, [NUM_TILES, WEIGHT_ROWS, TILE_DEPTH], SWIZZLED)
+    turns = weights._reinterpret(dtype, [NUM_TILES, NUM_TURNS, 2, TURN_ROWS, TILE_DEPTH], SWIZZLED_TURNS)
+    xs = gl.allocate_shared_memory(dtype, [NUM_TILES_HELD, TILE_ROWS, TILE_DEPTH], SWIZZLED)
+    weight_loaded = gl.allocate_shared_memory(gl.int64, [NUM_TILES, 1], mbarrier.MBarrierLayout())
+    x_loaded = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(NUM_TILES):
+        mbarrier.init(weight_loaded.index(i), count=1)
+    for i in gl.static_range(NUM_TILES_HELD):
+        mbarrier.init(x_loaded.index(i), count=1)
+    fence_async_shared()
+    wait_for_all()
+    for i in gl.static_range(NUM_TILES):
+        place = start + i * TILE_DEPTH
+        mbarrier.expect(weight_loaded.index(i), weight_descriptor.block_type.nbytes)
+        if IS_GATED:
+            first_turn = column_tile * NUM_TURNS
+            tma.async_copy_global_to_shared(
+                weight_descriptor, [first_turn, 0, 0, place], weight_loaded.index(i), turns.index(i)
+            )
+        else:
+            first_column = column_tile * WEIGHT_ROWS
+            tma.async_copy_global_to_shared(
+                weight_descriptor, [first_column, place], weight_loaded.index(i), weights.index(i)
+            )
+    wait_for_previous()
+    if IS_GATED:
+        let_next_launch()
+    for i in gl.static_range(NUM_TILES_HELD):
+        _load_x(x_descriptor, xs, x_loaded, i, first_row, start)
+    sums = gl.zeros([WEIGHT_ROWS, TILE_ROWS], gl.float32, layout=SUMS)
+    for i in gl.static_range(NUM_TILES):
+        mbarrier.wait(x_loaded.index(i % NUM_TILES_HELD), i // NUM_TILES_HELD & 1)
+        mbarrier.wait(weight_loaded.index(i), 0)
+        x = xs.index(i % NUM_TILES_HELD).permute((1, 0))
+        sums = warpgroup_mma(weights.index(i), x, sums, use_acc=i > 0, is_async=True)
+        if i > 0 and i - 1 + NUM_TILES_HELD < NUM_TILES:
+            sums = warpgroup_mma_wait(1, [sums])
+            wait_for_all()  # all warps have read the tile before this one
+            _load_x(x_descriptor, xs, x_loaded, i - 1 + NUM_TILES_HELD, first_row, start)
+    sums = warpgroup_mma_wait(0, [sums])
+    if IS_GATED:
+        COLUMNS: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [NUM_WARPS, 1], [1, 0])
+        gate, up = sums.reshape((NUM_TURNS, 2, TURN_ROWS, TILE_ROWS)).permute((0, 2, 3, 1)).split()
+        out = (gate / (1.0 + gl.exp(-gate)) * up).to(dtype).reshape((GATED_COLUMNS, TILE_ROWS)).permute((1, 0))
+        out = gl.convert_layout(out, COLUMNS)
+        rows = first_row + gl.arange(0, TILE_ROWS, layout=gl.SliceLayout(1, COLUMNS))
+        columns = column_tile * GATED_COLUMNS + gl.arange(0, GATED_COLUMNS, layout=gl.SliceLayout(0, COLUMNS))
+        mask = gl.expand_dims(rows < num_rows, 1) & gl.expand_dims(columns < NUM_COLUMNS, 0)
+        offsets = gl.expand_dims(rows.to(gl.int64) * NUM_COLUMNS, 1) + gl.expand_dims(columns, 0)
+        gl.store(out_ptr + offsets, out, mask=mask)
+    else:
+        rows = first_row + gl.arange(0, TILE_ROWS, layout=gl.SliceLayout(0, SUMS))
+        columns = column_tile * WEIGHT_ROWS + gl.arange(0, WEIGHT_ROWS, layout=gl.SliceLayout(1, SUMS))
+        mask = gl.expand_dims(rows < num_rows, 0) & gl.expand_dims(columns < NUM_COLUMNS, 1)
+        out_rows = part.to(gl.int64) * num_rows + rows
+        offsets = gl.expand_dims(out_rows * NUM_COLUMNS, 0) + gl.expand_dims(columns, 1)
+        gl.store(out_ptr + offsets, sums, mask=mask)
+
+
+def hopper_parts(x: torch.Tensor, weight: torch.Tensor, num_parts: int) -> torch.Tensor:
+    """Launch the kernel on checked arguments (see ``few_rows_parts``) of at most HELD_DEPTH a part."""
+    (num_rows, depth), num_columns = x.shape, weight.shape[0]
+    num_tiles = ceil_div(ceil_div(depth, TILE_DEPTH.value), num_parts)
+    parts = torch.empty((num_parts, num_rows, num_columns), dtype=torch.float32, device=x.device)
+    tile = [WEIGHT_ROWS.value, TILE_DEPTH.value]
+    rows = TensorDescriptor(weight, [num_columns, depth], [depth, 1], tile, SWIZZLED.value)
+    num_column_tiles = ceil_div(num_columns, WEIGHT_ROWS.value)
+    _launch(x, rows, parts, num_column_tiles, num_parts, num_tiles, num_columns, is_gated=False)
+    return parts
+
+
+def hopper_gated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Launch the kernel on checked arguments (see ``gated_matmul``) for which ``can_hold_gated``."""
+    (num_rows, depth), num_columns = x.shape, weight.shape[0] // 2
+    out = torch.empty((num_rows, num_columns), dtype=x.dtype, device=x.device)
+    turn = TURN_ROWS.value
+    turns = TensorDescriptor(
+        weight,
+        [num_columns // turn, 2, turn, depth],
+        [turn * depth, num_columns * depth, depth, 1],
+        [WEIGHT_ROWS.value // (2 * turn), 2, turn, TILE_DEPTH.value],
+        SWIZZLED_TURNS.value,
+    )
+    num_column_tiles = ceil_div(num_columns, GATED_COLUMNS.value)
+    _launch(x, turns, out, num_column_tiles, 1, ceil_div(depth, TILE_DEPTH.value), num_columns, is_gated=True)
+    return out
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: TensorDescriptor,
+    out: torch.Tensor,
+    num_column_tiles: int,
+    num_parts: int,
+    num_tiles: int,
+    num_columns: int,
+    *,
+    is_gated: bool,
+) -> None:
+    if out.numel() == 0:
+        return
+    num_rows, depth = x.shape
+    tile_rows = held_tile_rows(num_rows)
+    room = MAX_SHARED_BYTES - 2 * num_tiles * TILE_DEPTH.value * WEIGHT_ROWS.value
+    num_held = min(num_tiles, MAX_GATED_TILES if is_gated else MAX_TILES, room // (2 * TILE_DEPTH.value * tile_rows))
+    _hopper_few_rows_kernel[(ceil_div(num_rows, tile_rows), num_column_tiles, num_parts)](
+        TensorDescriptor(x, [num_rows, depth], [depth, 1], [tile_rows, TILE_DEPTH.value], SWIZZLED.value),
+        weight,
+        out,
+        num_rows,
+        IS_GATED=is_gated,
+        NUM_COLUMNS=num_columns,
+        NUM_TILES=num_tiles,
+        TILE_ROWS=tile_rows,
+        NUM_TILES_HELD=num_held,
+        launch_pdl=True,
+        num_warps=NUM_WARPS.value,
+    )

@@ -16,6 +16,7 @@ FP8 = torch.float8_e4m3fn  # of K and V only
 FP8_MAX = 448.0
 FP8_CAPABILITY = (8, 9)  # of the first GPUs that convert it
 EARLY_LAUNCH_CAPABILITY = (9, 0)
+HOPPER = (9, 0)
 
 
 class DeviceLimits(NamedTuple):

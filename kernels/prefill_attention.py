@@ -26,6 +26,7 @@ from pbench.kernels.compiler import is_known_triton, jit, tl
 from pbench.kernels.kv_layout import check_attention, check_query_start, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
+    HOPPER,
     ceil_div,
     check_contiguous,
     check_dtype,
@@ -39,7 +40,6 @@ from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
 
 TILE_SEQUENCES = 64
-HOPPER = (9, 0)
 MIN_HOPPER_ROWS = 128  # of a KV head: one tile of that kernel
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, empty, int32
 
+from pbench.engine.heads import Heads
 from pbench.kernels.decode_attention import decode_attention, plan_for
 from pbench.kernels.decode_plan import DecodePlan
 from pbench.kernels.invariant_attention import invariant_attention
 from pbench.kernels.prefill_attention import prefill_attention
-from pbench.kernels.rotary_write_kv import Rotation, rotary_write_kv
 from pbench.kernels.shared_attention import SharedRuns
 
 
@@ -43,11 +43,11 @@ class BatchAttention:
         # Made in the first layer with a window (or none), for all: lengths are the same in each.
         self._decode_plans: dict[int | None, DecodePlan | None] = {}
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+    def __call__(self, layer_index: int, heads: Heads) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
         batch, kv, num_decodes = self.batch, self._layers[layer_index], self.batch.num_decodes
         window = self.windows[layer_index]
-        rotary_write_kv(query, key, value, rotation, kv, batch.slots)
+        query = heads.write_kv(kv, batch.slots)
         out = empty(query.shape, dtype=query.dtype, device=query.device)
         if num_decodes:
             if window not in self._decode_plans:
@@ -90,10 +90,10 @@ class InvariantAttention:
         self.scale = pool.shape[-1] ** -0.5
         self._query_start = _all_query_starts(batch)
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+    def __call__(self, layer_index: int, heads: Heads) -> Tensor:
         """See ``pbench.engine.model.Attention``."""
         batch, kv = self.batch, self._layers[layer_index]
-        rotary_write_kv(query, key, value, rotation, kv, batch.slots)
+        query = heads.write_kv(kv, batch.slots)
         return invariant_attention(
             query,
             kv,

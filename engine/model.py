@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pbench.engine.heads import Heads, ProjectedHeads, UnprojectedHeads, most_fused_rows
 from pbench.engine.model_config import ModelConfig
 from pbench.engine.phases import Phases, no_phases
 from pbench.engine.products import FewRowsProducts, Products, WholeProducts, most_few_rows
@@ -23,21 +24,12 @@ from pbench.kernels.rotary_write_kv import HeadNorms, Rotation
 class Attention(Protocol):
     """Causal attention of a batch of tokens, over whatever memory holds their keys and values."""
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
-        """Rotate the tokens' queries and keys, keep their keys and values, and attend.
+    def __call__(self, layer_index: int, heads: Heads) -> Tensor:
+        """Keep the tokens' keys and values, and attend: (T, num_heads, head_dim) of the queries' dtype.
 
         Args:
-            layer_index: which layer's keys and values these are.
-            query: (T, num_heads, head_dim), as projected; the scale 1 / sqrt(head_dim) is still to be applied.
-            key: (T, num_kv_heads, head_dim), likewise.
-            value: (T, num_kv_heads, head_dim).
-            rotation: of queries and keys, with what norms them before.
-
-        The first three may be overwritten, and may be views of one packed tensor: contiguous in their last two
-        dimensions, not in the first.
-
-        Returns:
-            (T, num_heads, head_dim), of the query's dtype.
+            layer_index: which layer's heads these are.
+            heads: queries, keys and values, not rotated yet.
 
         """
         ...
@@ -86,6 +78,7 @@ class Model(nn.Module):
         self._whole_products = WholeProducts(matmul if is_batch_invariant else functional.linear)
         self._few_rows_products = FewRowsProducts()
         self._most_few_rows = 0 if is_batch_invariant else most_few_rows(config, self.embedding)
+        self._most_fused_rows = min(self._most_few_rows, most_fused_rows(config))
 
     def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Compute the hidden states of a flattened batch of tokens, after the final norm.
@@ -101,6 +94,7 @@ class Model(nn.Module):
         """
         eps = self.config.rms_norm_eps
         products = self.products(len(token_ids))
+        are_fused = 0 < len(token_ids) <= self._most_fused_rows
         layers = cast("list[Layer]", list(self.layers))
         # A layer's last addition is fused with the norm that follows it: the next layer's first.
         following = [(layer.attention_norm, layer.qkv) for layer in layers[1:]] + [(self.final_norm, None)]
@@ -108,7 +102,7 @@ class Model(nn.Module):
         residual = functional.embedding(token_ids, self.embedding)
         hidden = rms_norm(residual, layers[0].attention_norm, eps)
         for layer, (following_norm, upcoming) in zip(layers, following, strict=True):
-            addend = layer.attend(hidden, rotation, attention, products)
+            addend = layer.attend(hidden, rotation, attention, products, are_fused=are_fused)
             hidden, residual = products.add_norm(addend, residual, layer.feed_forward_norm, eps, layer.gate_up)
             with self.phases("mlp"):
                 addend = layer.feed_forward(hidden, products)
@@ -146,18 +140,30 @@ class Layer(nn.Module):
         self.gate_up = parameter(2 * config.intermediate_size, hidden_size)
         self.down = parameter(hidden_size, config.intermediate_size)
 
-    def attend(self, hidden: Tensor, rotation: Rotation, attention: Attention, products: Products) -> Tensor:
-        """Compute the attention half: (T, hidden_size), normed -> an addend for ``products.add_norm``."""
+    def attend(
+        self, hidden: Tensor, rotation: Rotation, attention: Attention, products: Products, *, are_fused: bool
+    ) -> Tensor:
+        """Compute the attention half: (T, hidden_size), normed -> an addend for ``products.add_norm``.
+
+        Where ``are_fused``, one kernel computes queries, keys and values and all that becomes of them before attention.
+        """
+        if self.query_norm is not None and self.key_norm is not None:
+            rotation = rotation._replace(norms=HeadNorms(self.query_norm, self.key_norm, self.config.rms_norm_eps))
+        heads: Heads
+        if are_fused:
+            heads = UnprojectedHeads(hidden, self.qkv, self.qkv_bias, rotation)
+        else:
+            heads = ProjectedHeads(*self._project(hidden, products), rotation)
+        attended = attention(self.index, heads)
+        return products.addend(attended.flatten(1), self.attention_output)
+
+    def _project(self, hidden: Tensor, products: Products) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, each (T, its heads, head_dim)."""
         config = self.config
         key_start, value_start = config.num_heads, config.num_heads + config.num_kv_heads
-        # (T, num_heads + 2 * num_kv_heads, head_dim)
         packed = products.linear(hidden, self.qkv, self.qkv_bias)
         packed = packed.view(-1, value_start + config.num_kv_heads, config.head_dim)
-        query, key, value = packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
-        if self.query_norm is not None and self.key_norm is not None:
-            rotation = rotation._replace(norms=HeadNorms(self.query_norm, self.key_norm, config.rms_norm_eps))
-        attended = attention(self.index, query, key, value, rotation)
-        return products.addend(attended.flatten(1), self.attention_output)
+        return packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
 
     def feed_forward(self, hidden: Tensor, products: Products) -> Tensor:
         """Compute the SwiGLU half, down(silu(gate(x)) * up(x)), of the same shapes as the attention half."""

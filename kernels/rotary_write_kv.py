@@ -60,6 +60,38 @@ class Rotation(NamedTuple):
 
 
 @jit()
+def norm_halves(
+    first: tl.tensor,  # (heads or tokens, dims) float32: the first halves of heads
+    second: tl.tensor,
+    first_weight: tl.tensor,  # (1, dims)
+    second_weight: tl.tensor,
+    eps: tl.tensor,
+    HALF_DIM: tl.constexpr,
+    dtype: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Both halves, normed, rounded where rms_norm.py rounds."""
+    mean_square = tl.sum(first * first + second * second, 1) / (2 * HALF_DIM)
+    factor = tl.rsqrt(mean_square + eps)[:, None]
+    first = (first_weight.to(tl.float32) * (first * factor).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+    second = (second_weight.to(tl.float32) * (second * factor).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+    return first, second
+
+
+@jit()
+def rotate_halves(
+    first: tl.tensor,  # (heads or tokens, dims) float32
+    second: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    dtype: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """Both halves, rotated and rounded to ``dtype``."""
+    new_first = (first * cos - second * sin).to(dtype)
+    new_second = (second * cos + first * sin).to(dtype)
+    return new_first, new_second
+
+
+@jit()
 def _rotated(
     first_ptr: tl.pointer_type,  # (TILE_HEADS, TILE_DIMS): the first halves of heads
     mask: tl.tensor,
@@ -75,23 +107,19 @@ def _rotated(
     dtype: tl.constexpr = first_ptr.dtype.element_ty
     first = tl.load(first_ptr, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(first_ptr + HALF_DIM, mask=mask, other=0.0).to(tl.float32)
-    if HAS_NORM:  # rounded where rms_norm.py rounds
+    if HAS_NORM:
         dims = tl.arange(0, TILE_DIMS)
-        mean_square = tl.sum(first * first + second * second, 1) / (2 * HALF_DIM)
-        factor = tl.rsqrt(mean_square + eps)[:, None]
-        weight = tl.load(weight_ptr + dims, mask=dims < HALF_DIM, other=0.0).to(tl.float32)
-        first = (weight[None, :] * (first * factor).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
-        weight = tl.load(weight_ptr + HALF_DIM + dims, mask=dims < HALF_DIM, other=0.0).to(tl.float32)
-        second = (weight[None, :] * (second * factor).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
-    new_first = (first * cos[None, :] - second * sin[None, :]).to(dtype)
-    new_second = (second * cos[None, :] + first * sin[None, :]).to(dtype)
+        first_weight = tl.load(weight_ptr + dims, mask=dims < HALF_DIM, other=0.0)[None, :]
+        second_weight = tl.load(weight_ptr + HALF_DIM + dims, mask=dims < HALF_DIM, other=0.0)[None, :]
+        first, second = norm_halves(first, second, first_weight, second_weight, eps, HALF_DIM, dtype)
+    new_first, new_second = rotate_halves(first, second, cos[None, :], sin[None, :], dtype)
     return new_first, new_second
 
 
 @jit()
-def _store_halves(
+def store_halves(
     first_ptr: tl.pointer_type,
-    first: tl.tensor,  # (TILE_HEADS, TILE_DIMS)
+    first: tl.tensor,  # (heads or tokens, dims)
     second: tl.tensor,
     mask: tl.tensor,
     factor: tl.tensor,  # with IS_FP8 only, as fp8_max
@@ -99,6 +127,7 @@ def _store_halves(
     IS_FP8: tl.constexpr,
     HALF_DIM: tl.constexpr,
 ) -> None:
+    """Store both halves, as they are or as 8-bit floats."""
     if IS_FP8:
         dtype: tl.constexpr = first_ptr.dtype.element_ty
         first = tl.clamp(first.to(tl.float32) * factor, -fp8_max, fp8_max).to(dtype)
@@ -155,7 +184,7 @@ def _rotary_write_kv_kernel(
         mask = (heads < NUM_HEADS)[:, None] & (dims < HALF_DIM)[None, :]
         pointers = query_ptr + token * query_stride_token + heads[:, None] * query_stride_head + dims[None, :]
         first, second = _rotated(pointers, mask, cos, sin, query_weight_ptr, eps, HAS_NORM, HALF_DIM, TILE_DIMS)
-        _store_halves(pointers, first, second, mask, 1.0, fp8_max, False, HALF_DIM)
+        store_halves(pointers, first, second, mask, 1.0, fp8_max, False, HALF_DIM)
     else:
         slot = tl.load(slots_ptr + token)
         if slot >= 0:
@@ -166,12 +195,12 @@ def _rotary_write_kv_kernel(
             kv_pointers = kv_ptr + slot_offset + heads[:, None] * head_stride + dims[None, :]
             pointers = key_ptr + token * key_stride_token + heads[:, None] * key_stride_head + dims[None, :]
             first, second = _rotated(pointers, mask, cos, sin, key_weight_ptr, eps, HAS_NORM, HALF_DIM, TILE_DIMS)
-            _store_halves(kv_pointers, first, second, mask, key_factor, fp8_max, IS_FP8, HALF_DIM)
+            store_halves(kv_pointers, first, second, mask, key_factor, fp8_max, IS_FP8, HALF_DIM)
             pointers = value_ptr + token * value_stride_token + heads[:, None] * value_stride_head + dims[None, :]
             first = tl.load(pointers, mask=mask)
             second = tl.load(pointers + HALF_DIM, mask=mask)
             kv_pointers += NUM_KV_HEADS * head_stride
-            _store_halves(kv_pointers, first, second, mask, value_factor, fp8_max, IS_FP8, HALF_DIM)
+            store_halves(kv_pointers, first, second, mask, value_factor, fp8_max, IS_FP8, HALF_DIM)
 
 
 _launch = Launcher(_rotary_write_kv_kernel)
@@ -304,6 +333,12 @@ def _check(
         check_shape(name, tensor, (num_tokens, heads, head_dim))
         check_dtype(name, tensor, query.dtype)
         check_rows(name, tensor)
+    check_rotation(rotation, slots, query)
+
+
+def check_rotation(rotation: Rotation, slots: torch.Tensor, query: torch.Tensor) -> None:
+    """Check what the tokens of ``query: (T, H, D)`` are rotated by, and where their K and V go."""
+    num_tokens, _, head_dim = query.shape
     check_num_dims("cos_sin", rotation.cos_sin, 3, "(max_positions, 2, head_dim / 2)")
     check_shape("cos_sin", rotation.cos_sin, (rotation.cos_sin.shape[0], 2, head_dim // 2))
     check_dtype("cos_sin", rotation.cos_sin, torch.float32)

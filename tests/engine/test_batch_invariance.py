@@ -11,6 +11,7 @@ from pbench.engine.attention import Batch, InvariantAttention
 from pbench.engine.config import EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError
+from pbench.engine.heads import ProjectedHeads
 from pbench.engine.loading import load_engine
 from pbench.engine.model_config import ModelConfig
 from pbench.engine.records import StepRecord
@@ -198,8 +199,7 @@ def test_on_the_cpu_it_computes_with_one_thread() -> None:
 def test_a_step_that_is_padded_to_a_graph_s_layout_attends_as_it_does_alone() -> None:
     """Rows of the table without a sequence stand between decodes and prompts, and behind both, as in a CUDA graph."""
     generator = torch.Generator().manual_seed(0)
-    heads = {"query": 4, "key": 2, "value": 2}
-    inputs = [torch.randn(12, count, 16, generator=generator) for count in heads.values()]
+    inputs = [torch.randn(12, num_heads, 16, generator=generator) for num_heads in (4, 2, 2)]
     positions = torch.tensor([20, 3, *range(9, 14), *range(3), 0, 0])  # two decodes, two prompts, two tokens of nobody
     slots = torch.tensor([20, 35, *range(57, 62), *range(64, 67), -1, -1])
     rotation = Rotation(torch.rand(32, 2, 8, generator=generator), positions)
@@ -221,7 +221,7 @@ def test_a_step_that_is_padded_to_a_graph_s_layout_attends_as_it_does_alone() ->
         )
         attention = InvariantAttention(batch, pool, [None] * len(pool), is_contiguous=False)
         turned = rotation._replace(positions=positions[:num_tokens])
-        return attention(0, *(part[:num_tokens].clone() for part in inputs), turned)[:10]
+        return attention(0, ProjectedHeads(*(part[:num_tokens].clone() for part in inputs), turned))[:10]
 
     exact = attend([0, 1, 2, 3], 2, query_start, 10)
     padded_start = torch.tensor([2, 7, 10, 10, 10], dtype=torch.int32)

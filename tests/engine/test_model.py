@@ -20,11 +20,12 @@ from transformers import (
 )
 
 from pbench.engine.errors import ConfigError
+from pbench.engine.heads import Heads, ProjectedHeads
 from pbench.engine.model import Model
 from pbench.engine.model_config import PRESETS, ModelConfig, load_model_config
 from pbench.engine.weights import load_weights, parameter_views, random_weights
 from pbench.kernels.rms_norm import rms_norm
-from pbench.kernels.rotary_write_kv import Rotation, rotary_write_kv, rotate_reference
+from pbench.kernels.rotary_write_kv import rotate_reference
 
 SHAPE = {
     "vocab_size": 160,
@@ -74,7 +75,8 @@ class CausalAttention:
         self.lengths = lengths
         self.layer_indices: list[int] = []
 
-    def __call__(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+    def __call__(self, layer_index: int, heads: ProjectedHeads) -> Tensor:
+        query, key, value, rotation = heads
         self.layer_indices.append(layer_index)
         if (norms := rotation.norms) is not None:
             query, key = rms_norm(query, norms.query_weight, norms.eps), rms_norm(key, norms.key_weight, norms.eps)
@@ -165,7 +167,7 @@ def test_no_tokens_make_no_hidden_states() -> None:
     model = Model(PRESETS["tiny"], torch.float32, "cpu")
     random_weights(model, seed=0)
     nothing = torch.empty(0, dtype=torch.int64)
-    hidden = model(nothing, nothing, lambda layer_index, query, *_: query)
+    hidden = model(nothing, nothing, lambda layer_index, heads: heads.query)
     assert model.logits(hidden).shape == (0, model.config.vocab_size)
 
 
@@ -174,7 +176,8 @@ def test_attention_sees_the_shapes_of_its_contract() -> None:
     model = Model(config, torch.float32, "cpu")
     random_weights(model, seed=0)
 
-    def attention(layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
+    def attention(layer_index: int, heads: ProjectedHeads) -> Tensor:
+        query, key, value, rotation = heads
         assert query.shape == (5, config.num_heads, config.head_dim)
         assert key.shape == value.shape == (5, config.num_kv_heads, config.head_dim)
         assert all(x.stride()[1:] == (config.head_dim, 1) for x in (query, key, value))
@@ -213,9 +216,8 @@ def test_the_pass_can_be_captured_in_a_cuda_graph() -> None:
     kv = torch.zeros(1, 2, 2, 8, 16, dtype=torch.bfloat16, device="cuda")
     slots = torch.arange(8, device="cuda")
 
-    def attention(_layer_index: int, query: Tensor, key: Tensor, value: Tensor, rotation: Rotation) -> Tensor:
-        rotary_write_kv(query, key, value, rotation, kv, slots)
-        return query.clone()
+    def attention(_layer_index: int, heads: Heads) -> Tensor:
+        return heads.write_kv(kv, slots).clone()
 
     def compute() -> Tensor:
         return model.logits(model(token_ids, positions, attention))

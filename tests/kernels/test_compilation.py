@@ -67,32 +67,21 @@ def test_every_kernel_compiles(tmp_path):
 
 
 def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, tiles=None, **options):
-    import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature, attributes = {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif tiles and name in tiles:
-            signature[name] = f"tensordesc<{dtype}{list(tiles[name])}>"
-        elif name.endswith("_ptr"):
-            signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS | FLOAT64_POINTERS).get(name, f"*{dtype}")
-            if is_fp8 and name == "kv_ptr":
-                signature[name] = "*fp8e4nv"
-            if name not in INTEGER_POINTERS:  # those are not specialised on their alignment
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[name] = "fp32" if name in FLOATS else "i32"
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    descriptors = {name: f"tensordesc<{dtype}{list(tile)}>" for name, tile in (tiles or {}).items()}
+    return compile_source(ASTSource, kernel, constants, dtype, is_fp8, descriptors, options)
 
 
-def compile_gluon_kernel(kernel, constants, descriptors, dtype, **options):
+def compile_gluon_kernel(kernel, constants, descriptors, dtype, is_fp8=False, **options):
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return compile_source(GluonASTSource, kernel, constants, dtype, is_fp8, descriptors, options)
+
+
+def compile_source(source, kernel, constants, dtype, is_fp8, descriptors, options):
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon._runtime import GluonASTSource
 
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -101,13 +90,16 @@ def compile_gluon_kernel(kernel, constants, descriptors, dtype, **options):
         elif name in descriptors:
             signature[name] = descriptors[name]
         elif name.endswith("_ptr"):
-            signature[name] = INTEGER_POINTERS.get(name, f"*{dtype}")
-            if name not in INTEGER_POINTERS:
+            signature[name] = (INTEGER_POINTERS | FLOAT32_POINTERS | FLOAT64_POINTERS).get(name, f"*{dtype}")
+            if is_fp8 and name == "kv_ptr":
+                signature[name] = "*fp8e4nv"
+            if name not in INTEGER_POINTERS:  # those are not specialised on their alignment
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if name in FLOATS else "i32"
-    source = GluonASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return triton.compile(
+        source(kernel, signature, constants, attributes), target=GPUTarget("cuda", 90, 32), options=options
+    )
 
 
 def compile_all():
@@ -120,6 +112,7 @@ def compile_all():
         gated_matmul,
         hopper_few_rows,
         hopper_prefill,
+        hopper_project,
         matmul,
         most_likely,
         prefill_attention,
@@ -198,6 +191,31 @@ def compile_all():
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
         compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
     print("rotary_write_kv")
+    swizzled = repr(hopper_project.SWIZZLED.value)
+    for num_rows, head_dim, dtype, is_fp8 in (
+        (8, 128, "bf16", True),
+        (100, 128, "bf16", False),
+        (256, 64, "fp16", False),
+    ):
+        tiling = hopper_project.project_tiling(num_rows)
+        projected = HEADS | {
+            "HAS_BIAS": dtype == "fp16",
+            "HAS_NORM": dtype == "bf16",
+            "IS_FP8": is_fp8,
+            "HEAD_DIM": head_dim,
+            "DEPTH": 1024,
+            "TILE_ROWS": tiling.tile_rows,
+            "NUM_WEIGHTS_HELD": tiling.weights_held * (128 // head_dim),
+            "NUM_ROWS_HELD": tiling.rows_held,
+            "NUM_WARPS": tiling.num_warps,
+        }
+        boxes = {
+            name: f"tensordesc<{dtype}[{count}, {hopper_project.BOX_DEPTH.value}],{swizzled}>"
+            for name, count in (("x_descriptor", tiling.tile_rows), ("weight_descriptor", head_dim))
+        }
+        options = {"num_warps": tiling.num_warps, "launch_pdl": True}
+        compile_gluon_kernel(hopper_project._hopper_project_kernel, projected, boxes, dtype, is_fp8, **options)
+    print("hopper_project")
     for num_rows in (16, 32, 64, 256):
         tiling = few_rows_matmul.few_rows_tiling(num_rows)
         for num_parts, has_bias in ((8, False), (1, True)):

@@ -23,6 +23,7 @@ from pbench.kernels.launch import FP8
 from pbench.kernels.matmul import matmul, matmul_reference
 from pbench.kernels.most_likely import most_likely
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
+from pbench.kernels.project_write_kv import project_write_kv, project_write_kv_reference
 from pbench.kernels.rms_norm import (
     add_parts_rms_norm,
     add_parts_rms_norm_reference,
@@ -44,6 +45,7 @@ KERNELS = {
     "prefill_attention",
     "hopper_prefill",
     "rotary_write_kv",
+    "hopper_project",
     "rms_norm",
     "silu_and_mul",
     "matmul",
@@ -207,6 +209,29 @@ def test_rotary_and_write_kv(device, kv_dtype, has_norms):
         kv = torch.zeros(3, 2, NUM_KV_HEADS, 16, head_dim, device=device).to(kv_dtype or BF16)
         write(*parts, rotation, kv, slots)
         results.append((parts[0], kv.to(BF16)))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=0.13 if kv_dtype else 2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, FP8], ids=["same", "fp8"])
+@pytest.mark.parametrize(("num_rows", "head_dim"), [(5, 64), (33, 128), (129, 64)])
+def test_projected_heads(device, kv_dtype, num_rows, head_dim):
+    if device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the kernel is for Hopper")
+    depth, has_norms = 520, head_dim == 128
+    x, weight = (random(count, depth, dtype=BF16, device=device) for count in (num_rows, 8 * head_dim))
+    bias, norm = (random(count, dtype=BF16, device=device) for count in (8 * head_dim, head_dim))
+    angles = torch.rand(num_rows, head_dim // 2, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(num_rows, device=device).flip(0)
+    norms = HeadNorms(norm, norm, 1e-5) if has_norms else None
+    rotation = Rotation(torch.stack((angles.cos(), angles.sin()), 1).to(device), positions, norms)
+    slots = 3 * torch.arange(num_rows, device=device)
+    slots[2] = -1
+    results = []
+    for project in (project_write_kv, project_write_kv_reference):
+        kv = torch.zeros(num_rows // 5 + 1, 2, NUM_KV_HEADS, 16, head_dim, device=device).to(kv_dtype or BF16)
+        query = project(x, weight / depth**0.5, None if has_norms else bias, rotation, kv, slots)
+        results.append((query, kv.to(BF16)))
     for result, expected in zip(*results, strict=True):
         torch.testing.assert_close(result, expected, rtol=0.13 if kv_dtype else 2e-2, atol=2e-2)
 

@@ -175,7 +175,7 @@ def _decode_attention_kernel(
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     num_slots: tl.tensor,  # of the pool; contiguous addressing only
-    is_settled: tl.tensor,  # whether schedule, table and lengths were there before the kernel before this one began
+    is_settled: tl.tensor,  # whether a launch before this one read the same schedule, table and lengths
     scale_log2: tl.tensor,  # scale * key_scale * log2(e)
     value_scale: tl.tensor,
     NUM_HEADS: tl.constexpr,
@@ -197,6 +197,8 @@ def _decode_attention_kernel(
     IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (num_programs,)."""
+    # Before it waits, a launch of a settled plan reads what was there when the first launch of the plan began. That one
+    # waited for what was before it, and only then let other kernels begin.
     if IS_EARLY and is_settled == 0:
         wait_for_previous()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -421,7 +423,9 @@ def decode_attention(
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
         plan: what ``plan_for`` made of the same context_lens, shapes and window, for all layers of a step; made anew
-            otherwise. With shared runs in it, each of them is read once for all its members.
+            otherwise. With shared runs in it, each of them is read once for all its members. From the second launch
+            with the same plan and table on, these and context_lens are read before the kernel before it is done, which
+            must not write them.
         key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
         value_scale: likewise for V.
         window: how many tokens a query sees at most, its own included; None: all before it.
@@ -499,7 +503,7 @@ def _plan(
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
-        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv)),
+        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv), query.shape[0] * kv.shape[2]),
         window=window,
     )
 

@@ -139,7 +139,8 @@ def compile_all():
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 16, "TILE_ROWS": 4, "DOT_ROWS": 16, "TILE_PIECES": 8, "IS_EARLY": True}
+        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 16, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
+        rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             for is_fp8 in (False, True):

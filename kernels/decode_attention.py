@@ -21,7 +21,7 @@ import math
 
 import torch
 
-from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.compiler import IS_INTERPRETED, jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
@@ -44,7 +44,18 @@ from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tili
 # 64.
 MERGE_NUMEL = 128
 MERGE_REGISTERS = 240
+# Most rows have no more pieces; to merge as many as threads can hold takes longer, however few there are.
+FEW_PIECES = 8
 LOG2_E = math.log2(math.e)
+
+
+@jit()
+def _barrier() -> None:
+    """Wait for all threads of the program. Triton would not load ahead in a loop with a ``tl.debug_barrier``."""
+    if not IS_INTERPRETED:
+        tl.inline_asm_elementwise(
+            "bar.sync 0; // dummy $0", constraints="=r", args=[], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @jit()
@@ -52,7 +63,7 @@ def _merge_pieces(
     partial_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS, HEAD_DIM)
     log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS)
     first_program: tl.tensor,  # its piece lies at index 1, those of the programs after it at index 0
-    last_program: tl.tensor,
+    num_pieces: tl.tensor,
     HEAD_DIM: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
@@ -64,10 +75,10 @@ def _merge_pieces(
     top = tl.full([TILE_ROWS], float("-inf"), tl.float32)
     total = tl.zeros([TILE_ROWS], tl.float32)
     acc = tl.zeros([TILE_ROWS, TILE_DIMS], tl.float32)
-    for start in range(first_program, last_program + 1, TILE_PIECES):
-        programs = start + tl.arange(0, TILE_PIECES)
-        is_piece = programs <= last_program
-        slots = programs * 2 + (programs == first_program).to(tl.int32)
+    for start in range(0, num_pieces, TILE_PIECES):
+        pieces = start + tl.arange(0, TILE_PIECES)
+        is_piece = pieces < num_pieces
+        slots = (first_program + pieces) * 2 + (pieces == 0).to(tl.int32)
         piece_rows = slots[:, None] * TILE_ROWS + rows[None, :]
         # Other programs wrote these: only the second-level cache is sure to know.
         log_sums = tl.load(log_sum_ptr + piece_rows, mask=is_piece[:, None], other=float("-inf"), cache_modifier=".cg")
@@ -100,8 +111,49 @@ def _row_heads(
     return row // NUM_ROW_TILES * GROUP + group_places, (places < TILE_ROWS) & (group_places < GROUP)
 
 
+@jit()
+def _store_row(
+    acc: tl.tensor,  # (ROWS, TILE_DIMS), ROWS at least TILE_ROWS: attention over the sequence's own tokens
+    log_sum: tl.tensor,  # (ROWS,)
+    sequence: tl.tensor,
+    row: tl.tensor,
+    out_ptr: tl.pointer_type,
+    num_levels_ptr: tl.pointer_type,
+    shared_partial_ptr: tl.pointer_type,
+    shared_log_sum_ptr: tl.pointer_type,
+    num_sequences: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
+    NUM_ROW_TILES: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+) -> None:
+    """Store a row of which all own tokens are done, merged with what the shared runs gave for it."""
+    dims = tl.arange(0, acc.shape[1])
+    heads, is_row = _row_heads(row, acc.shape[0], GROUP, NUM_ROW_TILES, TILE_ROWS)
+    out_rows = sequence.to(tl.int64) * NUM_HEADS + heads
+    mask = is_row[:, None] & (dims < HEAD_DIM)[None, :]
+    if HAS_SHARED:
+        acc = merge_shared(
+            acc,
+            log_sum,
+            shared_partial_ptr,
+            shared_log_sum_ptr,
+            tl.load(num_levels_ptr + sequence),
+            num_sequences * NUM_HEADS,
+            out_rows,
+            mask,
+            is_row,
+            HEAD_DIM,
+            acc.shape[1],
+        )
+    out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
+
+
 @jit(
-    do_not_specialize=("table_stride", "num_slots", "num_sequences"),
+    do_not_specialize=("table_stride", "num_slots", "num_sequences", "is_settled"),
     do_not_specialize_on_alignment=("table_ptr", "context_lens_ptr", "own_start_ptr", "num_levels_ptr"),
 )
 def _decode_attention_kernel(
@@ -123,6 +175,7 @@ def _decode_attention_kernel(
     query_stride_head: tl.tensor,
     table_stride: tl.tensor,
     num_slots: tl.tensor,  # of the pool; contiguous addressing only
+    is_settled: tl.tensor,  # whether a launch before this one read the same schedule, table and lengths
     scale_log2: tl.tensor,  # scale * key_scale * log2(e)
     value_scale: tl.tensor,
     NUM_HEADS: tl.constexpr,
@@ -137,27 +190,39 @@ def _decode_attention_kernel(
     DOT_ROWS: tl.constexpr,  # TILE_ROWS, padded to what a matrix product takes
     TILE_TOKENS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
-    TILE_PIECES: tl.constexpr,
+    TILE_PIECES: tl.constexpr,  # merged at once where a row has more than FEW_PIECES
+    FEW_PIECES: tl.constexpr,
     WINDOW: tl.constexpr,  # see attend_tile
     SOFT_CAP: tl.constexpr,
     IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (num_programs,)."""
-    if IS_EARLY:
+    # Before it waits, a launch of a settled plan reads what was there when the first launch of the plan began. That one
+    # waited for what was before it, and only then let other kernels begin.
+    if IS_EARLY and is_settled == 0:
         wait_for_previous()
-        let_next_launch()
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     IS_FP8: tl.constexpr = kv_ptr.dtype.element_ty == tl.float8e4nv
     NUM_ROW_TILES: tl.constexpr = NUM_ROWS // NUM_KV_HEADS
     LOWEST: tl.constexpr = -3.4028234663852886e38  # finite: a row may see nothing
     program = tl.program_id(0)
     record_ptr = schedule_ptr + program * NUM_FIELDS
-    sequence = tl.load(record_ptr)
-    row = tl.load(record_ptr + 1)
-    start = tl.load(record_ptr + 2)
-    context_len = tl.load(record_ptr + 3)
-    num_tiles = tl.load(record_ptr + 4)
-    is_continued = tl.load(record_ptr + 6) > 0
+    first_sequence = tl.load(record_ptr)
+    first_row = tl.load(record_ptr + 1)
+    first_start = tl.load(record_ptr + 2)
+    first_len = tl.load(record_ptr + 3)
+    num_tiles = tl.load(record_ptr + 8)
+    num_begun = tl.load(record_ptr + 9)
+    num_cut = tl.load(record_ptr + 10)
+    # The rows that the chunk's ends cut come first, the one that it begins before the other: their pieces are merged
+    # while there is other work, not when all programs come to their end.
+    is_begun = num_begun > 0
+    begun_sequence = tl.load(record_ptr + 4)
+    begun_row = tl.load(record_ptr + 5)
+    sequence = tl.where(is_begun, begun_sequence, first_sequence)
+    row = tl.where(is_begun, begun_row, first_row)
+    start = tl.where(is_begun, tl.load(record_ptr + 6), first_start)
+    context_len = tl.where(is_begun, tl.load(record_ptr + 7), first_len)
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
     value_offset = NUM_KV_HEADS * head_stride
     dims = tl.arange(0, TILE_DIMS)
@@ -170,9 +235,13 @@ def _decode_attention_kernel(
     next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
     if HAS_SHARED:
         own_start = tl.load(own_start_ptr + sequence, mask=sequence < num_sequences, other=0)
+        first_own_start = tl.load(own_start_ptr + first_sequence, mask=first_sequence < num_sequences, other=0)
         next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
     table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
     next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+    if IS_EARLY:
+        wait_for_previous()
+        let_next_launch()
     heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
     query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
     next_query = load_rows(query_row_ptr, is_row & (sequence < num_sequences), HEAD_DIM, TILE_DIMS)
@@ -191,14 +260,20 @@ def _decode_attention_kernel(
         row = tl.where(is_sequence_end, 0, row)
         sequence += is_sequence_end.to(tl.int32)
         context_len = tl.where(is_sequence_end, next_len, context_len)
+        is_begun_end = index == num_begun - 1  # the line goes on where the chunk begins
+        row = tl.where(is_begun_end, first_row, row)
+        sequence = tl.where(is_begun_end, first_sequence, sequence)
+        context_len = tl.where(is_begun_end, first_len, context_len)
         is_next = sequence + 1 < num_sequences
         next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
         if HAS_SHARED:
             own_start = tl.where(is_sequence_end, next_own_start, own_start)
+            own_start = tl.where(is_begun_end, first_own_start, own_start)
             next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
             start = tl.where(is_row_end, own_start, start)
         else:
             start = tl.where(is_row_end, tiles_start(context_len, WINDOW, TILE_TOKENS), start)
+        start = tl.where(is_begun_end, first_start, start)
         table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
         next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
         heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
@@ -228,82 +303,91 @@ def _decode_attention_kernel(
             WINDOW,
             SOFT_CAP,
         )
-        if is_row_end | (index == num_tiles - 1):
+        if is_row_end | is_begun_end | (index == num_cut - 1):
             total = tl.where(total == 0, 1.0, total)  # of no tokens: zeros
             acc = whole(sums, IS_FP8) / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
-            if is_row_end & (not is_continued):
-                own_heads, is_own = _row_heads(tile_row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
-                out_rows = tile_sequence.to(tl.int64) * NUM_HEADS + own_heads
-                mask = is_own[:, None] & (dims < HEAD_DIM)[None, :]
-                if HAS_SHARED:
-                    acc = merge_shared(
-                        acc,
-                        log_sum,
-                        shared_partial_ptr,
-                        shared_log_sum_ptr,
-                        tl.load(num_levels_ptr + tile_sequence),
-                        num_sequences * NUM_HEADS,
-                        out_rows,
-                        mask,
-                        is_own,
-                        HEAD_DIM,
-                        TILE_DIMS,
-                    )
-                out = acc.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + out_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=mask)
+            if index >= num_cut:
+                _store_row(
+                    acc,
+                    log_sum,
+                    tile_sequence,
+                    tile_row,
+                    out_ptr,
+                    num_levels_ptr,
+                    shared_partial_ptr,
+                    shared_log_sum_ptr,
+                    num_sequences,
+                    NUM_HEADS,
+                    GROUP,
+                    HEAD_DIM,
+                    HAS_SHARED,
+                    NUM_ROW_TILES,
+                    TILE_ROWS,
+                )
             else:
-                piece_rows = (program * 2 + tl.where(is_continued, 0, 1)) * TILE_ROWS + dot_rows
+                piece_rows = (program * 2 + (index < num_begun).to(tl.int32)) * TILE_ROWS + dot_rows
                 is_stored = (dot_rows < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
                 tl.store(partial_ptr + piece_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=is_stored)
                 tl.store(log_sum_ptr + piece_rows, log_sum, mask=dot_rows < TILE_ROWS)
-            is_continued = index < 0  # never again
-            top = tl.full([DOT_ROWS], LOWEST, tl.float32)
             total = tl.zeros([DOT_ROWS], tl.float32)
+            top = tl.full([DOT_ROWS], LOWEST, tl.float32)
             sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
-
-    # The row that another program began, then the one that others go on with: whoever comes last merges the pieces.
-    for is_begun_here in range(2):
-        piece_sequence, piece_row = sequence, row
-        first_program, num_pieces = program, tl.load(record_ptr + 7)
-        if is_begun_here == 0:
-            piece_sequence, piece_row = tl.load(record_ptr), tl.load(record_ptr + 1)
-            first_program, num_pieces = tl.load(record_ptr + 5), tl.load(record_ptr + 6)
-        if num_pieces > 0:
-            counter_ptr = num_arrived_ptr + first_program
-            tl.debug_barrier()  # all threads have stored their parts before one of them says so
-            num_before = tl.atomic_add(counter_ptr, 1, sem="acq_rel")
-            if num_before == num_pieces - 1:
-                tl.store(counter_ptr, 0)  # for the next launch
-                merged, merged_log_sum = _merge_pieces(
-                    partial_ptr,
-                    log_sum_ptr,
-                    first_program,
-                    first_program + num_pieces - 1,
-                    HEAD_DIM,
-                    TILE_ROWS,
-                    TILE_DIMS,
-                    TILE_PIECES,
-                )
-                merged_heads, is_merged = _row_heads(piece_row, TILE_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
-                merged_rows = piece_sequence.to(tl.int64) * NUM_HEADS + merged_heads
-                merged_mask = is_merged[:, None] & (dims < HEAD_DIM)[None, :]
-                if HAS_SHARED:
-                    merged = merge_shared(
-                        merged,
-                        merged_log_sum,
-                        shared_partial_ptr,
-                        shared_log_sum_ptr,
-                        tl.load(num_levels_ptr + piece_sequence),
-                        num_sequences * NUM_HEADS,
-                        merged_rows,
-                        merged_mask,
-                        is_merged,
-                        HEAD_DIM,
-                        TILE_DIMS,
-                    )
-                out = merged.to(out_ptr.dtype.element_ty)
-                tl.store(out_ptr + merged_rows[:, None] * HEAD_DIM + dims[None, :], out, mask=merged_mask)
+            if index == num_cut - 1:
+                # The row that another program began, and the one that others go on with: whoever comes last merges.
+                places = tl.arange(0, 2)
+                first_program = tl.load(record_ptr + 11)
+                num_first_pieces, num_begun_pieces = tl.load(record_ptr + 12), tl.load(record_ptr + 13)
+                num_pieces = tl.where(places == 0, num_first_pieces, num_begun_pieces)
+                counter_ptrs = num_arrived_ptr + tl.where(places == 0, first_program, program)
+                _barrier()  # all threads have stored their parts before one of them says so
+                num_before = tl.atomic_add(counter_ptrs, 1, mask=num_pieces > 0, sem="acq_rel")
+                is_last = (num_pieces > 0) & (num_before == num_pieces - 1)
+                tl.store(counter_ptrs, 0, mask=is_last)  # for the next launch
+                for place in range(2):
+                    if tl.sum((is_last & (places == place)).to(tl.int32), 0) > 0:
+                        is_first = place == 0
+                        piece_program = tl.where(is_first, first_program, program)
+                        count = tl.where(is_first, num_first_pieces, num_begun_pieces)
+                        if count <= FEW_PIECES:
+                            merged, merged_log_sum = _merge_pieces(
+                                partial_ptr,
+                                log_sum_ptr,
+                                piece_program,
+                                count,
+                                HEAD_DIM,
+                                TILE_ROWS,
+                                TILE_DIMS,
+                                FEW_PIECES,
+                            )
+                        else:
+                            merged, merged_log_sum = _merge_pieces(
+                                partial_ptr,
+                                log_sum_ptr,
+                                piece_program,
+                                count,
+                                HEAD_DIM,
+                                TILE_ROWS,
+                                TILE_DIMS,
+                                TILE_PIECES,
+                            )
+                        _store_row(
+                            merged,
+                            merged_log_sum,
+                            tl.where(is_first, first_sequence, begun_sequence),
+                            tl.where(is_first, first_row, begun_row),
+                            out_ptr,
+                            num_levels_ptr,
+                            shared_partial_ptr,
+                            shared_log_sum_ptr,
+                            num_sequences,
+                            NUM_HEADS,
+                            GROUP,
+                            HEAD_DIM,
+                            HAS_SHARED,
+                            NUM_ROW_TILES,
+                            TILE_ROWS,
+                        )
 
 
 _launch = Launcher(_decode_attention_kernel)
@@ -339,7 +423,9 @@ def decode_attention(
         is_contiguous: how the table addresses the pool.
         out: where to write, contiguous; a new tensor otherwise.
         plan: what ``plan_for`` made of the same context_lens, shapes and window, for all layers of a step; made anew
-            otherwise. With shared runs in it, each of them is read once for all its members.
+            otherwise. With shared runs in it, each of them is read once for all its members. From the second launch
+            with the same plan and table on, these and context_lens are read before the kernel before it is done, which
+            must not write them.
         key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
         value_scale: likewise for V.
         window: how many tokens a query sees at most, its own included; None: all before it.
@@ -417,7 +503,7 @@ def _plan(
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
-        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv)),
+        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv), query.shape[0] * kv.shape[2]),
         window=window,
     )
 
@@ -467,6 +553,7 @@ def _attend(
     shared_tiling: SharedTiling | None = None,
 ) -> torch.Tensor:
     """What every layer of every step calls: arguments are looked at once for each layout that they have."""
+    is_settled = plan.step.knows(table, context_lens)
     key = (
         query.get_device(),
         query.dtype,
@@ -480,6 +567,7 @@ def _attend(
         out.stride(),
         plan.key,
         plan.step.layout_of(table, context_lens),
+        is_settled,
         is_contiguous,
         soft_cap,
     )  # what layout_of gives, spelled out: a loop over three tensors takes the host half as long again
@@ -506,7 +594,7 @@ def _attend(
         key,
         (query, kv, table, context_lens, out),
         (scale * LOG2_E, float(value_scale)),
-        lambda: _first_launch(query, kv, table, context_lens, out, plan, is_contiguous, soft_cap),
+        lambda: _first_launch(query, kv, table, context_lens, out, plan, is_settled, is_contiguous, soft_cap),
         plan.scratch,
     )
     return out
@@ -528,6 +616,7 @@ def _first_launch(
     context_lens: torch.Tensor,
     out: torch.Tensor,
     plan: DecodePlan,
+    is_settled: bool,
     is_contiguous: bool,
     soft_cap: float | None,
 ) -> Launch:
@@ -536,8 +625,9 @@ def _first_launch(
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, tile_dims_of(kv)
     is_early = can_launch_early(kv)
-    thread_numel = MERGE_NUMEL if tiling.max_registers >= MERGE_REGISTERS else MERGE_NUMEL // 2
-    merge_numel = tiling.num_warps * 32 * thread_numel
+    has_room = tiling.max_registers >= MERGE_REGISTERS and plan.tile_rows < 32
+    thread_numel = MERGE_NUMEL if has_room else MERGE_NUMEL // 2
+    tile_pieces = max(tiling.num_warps * 32 * thread_numel // (plan.tile_rows * tile_dims), 1)
     _check_plan(plan, query, num_kv_heads)
     options = {
         "NUM_HEADS": num_heads,
@@ -552,7 +642,8 @@ def _first_launch(
         "DOT_ROWS": max(plan.tile_rows, 16),
         "TILE_TOKENS": tiling.tile_tokens,
         "TILE_DIMS": tile_dims,
-        "TILE_PIECES": max(merge_numel // (plan.tile_rows * tile_dims), 1),
+        "TILE_PIECES": tile_pieces,
+        "FEW_PIECES": min(FEW_PIECES, tile_pieces),
         "WINDOW": plan.window,
         "SOFT_CAP": soft_cap,
         "IS_EARLY": is_early,
@@ -561,7 +652,7 @@ def _first_launch(
         "num_stages": tiling.tiles_in_flight + 1,
         "maxnreg": tiling.max_registers,
     }
-    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots)
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots, int(is_settled))
     return Launch((plan.num_programs, 1, 1), integers, options)
 
 

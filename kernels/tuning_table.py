@@ -56,10 +56,10 @@ class Entry(NamedTuple):
     spread: float  # of the measurements that say so
 
 
-def choose_decode_tiling(limits: DeviceLimits, operands: Operands) -> DecodeTiling:
-    """How to cut up launches of decode attention on this device."""
+def choose_decode_tiling(limits: DeviceLimits, operands: Operands, num_rows: int = 0) -> DecodeTiling:
+    """How to cut up launches of decode attention over ``num_rows`` (sequence, KV head) pairs on this device."""
     found = _TABLE.get(Tuned("decode", limits.capability, operands))
-    return found.tiling if found and isinstance(found.tiling, DecodeTiling) else decode_rule(limits, operands)
+    return found.tiling if found and isinstance(found.tiling, DecodeTiling) else decode_rule(limits, operands, num_rows)
 
 
 def choose_prefill_tiling(limits: DeviceLimits, operands: Operands, num_rows: int) -> PrefillTiling:

@@ -62,7 +62,9 @@ def test_what_the_rules_choose_fits_the_memory(limits, head_dim, num_bytes):
 def test_an_untuned_hopper_is_cut_up_as_it_was_measured():
     limits = DeviceLimits(132, 232448, (9, 0))
     assert decode_rule(limits, LLAMA) == DecodeTiling(64, 2, 4, 2, 4)
-    assert decode_rule(limits, LLAMA._replace(kv_bytes=1)) == DecodeTiling(64, 2, 4, 2, 4)
+    assert decode_rule(limits, LLAMA, 264) == DecodeTiling(64, 2, 4, 2, 4)
+    assert decode_rule(limits, LLAMA, 265) == DecodeTiling(32, 2, 2, 4, 8)
+    assert decode_rule(limits, LLAMA._replace(kv_bytes=1), 265) == DecodeTiling(64, 2, 4, 2, 4)
     assert decode_rule(limits, LLAMA._replace(head_dim=256)) == DecodeTiling(32, 2, 4, 3, 8)
     assert prefill_rule(limits, LLAMA, 8192) == PrefillTiling(128, 64, 8, 2)
     assert prefill_rule(limits, LLAMA, 50) == PrefillTiling(64, 64, 4, 2)

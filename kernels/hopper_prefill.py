@@ -15,6 +15,9 @@ so V beyond the end of the sequence is zeroed in shared memory before it is used
 """
 
 import math
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -27,6 +30,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
 
 TILE_ROWS = gl.constexpr(128)  # (query, head of the group) pairs of a program
 NUM_ROWS = gl.constexpr(64)  # of each of its two groups of warps
@@ -224,7 +229,6 @@ def _attend(
 )
 def _hopper_prefill_kernel(
     query_ptr: gl.tensor,  # (num_tokens, NUM_HEADS, HEAD_DIM)
-    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM), boxes (BOX, PANEL_DIMS)
     table_ptr: gl.tensor,  # (num_sequences, width)
     query_start_ptr: gl.tensor,  # (num_sequences + 1,)
     context_lens_ptr: gl.tensor,  # (num_sequences,)
@@ -235,6 +239,7 @@ def _hopper_prefill_kernel(
     table_stride: gl.tensor,
     scale_log2: gl.tensor,  # scale * key_scale * log2(e)
     value_scale: gl.tensor,
+    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM), boxes (BOX, PANEL_DIMS)
     NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr,
@@ -302,6 +307,9 @@ def _hopper_prefill_kernel(
         # fmt: on
 
 
+_launch = Launcher(_hopper_prefill_kernel)
+
+
 def hopper_prefill_attention(
     query: torch.Tensor,
     kv: torch.Tensor,
@@ -313,40 +321,58 @@ def hopper_prefill_attention(
     scale: float,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    layout: Hashable = None,
 ) -> torch.Tensor:
-    """Launch the kernel on checked arguments (see ``prefill_attention``) that ``suits_hopper``."""
-    num_sequences = table.shape[0]
-    num_tokens, num_heads, head_dim = query.shape
-    num_blocks, _, num_kv_heads, block_size, _ = kv.shape
-    if num_sequences == 0 or num_tokens == 0:
+    """Launch the kernel on checked arguments (see ``prefill_attention``) that ``suits_hopper``.
+
+    ``layout`` is theirs, where the caller knows it already.
+    """
+    if table.shape[0] == 0 or query.shape[0] == 0:
         return out
-    box = min(block_size, TILE_TOKENS.value)
-    rows = TensorDescriptor(
-        kv,
-        shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
-        strides=[head_dim, 1],
-        block_shape=[box, PANEL_DIMS.value],
-        layout=SWIZZLED.value,
-    )
-    num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
-    _hopper_prefill_kernel[(num_kv_heads, num_row_tiles)](
-        query,
-        rows,
-        table,
-        query_start,
-        context_lens,
-        out,
-        num_sequences,
-        query.stride(0),
-        query.stride(1),
-        table.stride(0),
-        scale * key_scale * math.log2(math.e),
-        value_scale,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        BOX=box,
-        num_warps=GROUP_WARPS.value,
+    _launch(
+        layout or layout_of(query, kv, table, query_start, context_lens, out),
+        (query, table, query_start, context_lens, out),
+        (scale * key_scale * math.log2(math.e), float(value_scale), _rows(kv.data_ptr(), kv.dtype, kv.shape)),
+        lambda: _first_launch(query, kv, table),
     )
     return out
+
+
+def _first_launch(query: torch.Tensor, kv: torch.Tensor, table: torch.Tensor) -> Launch:
+    num_sequences = table.shape[0]
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads, block_size = kv.shape[2:4]
+    options = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": block_size,
+        "BOX": min(block_size, TILE_TOKENS.value),
+        "num_warps": GROUP_WARPS.value,
+    }
+    num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0))
+    return Launch((num_kv_heads, num_row_tiles, 1), integers, options)
+
+
+class _Memory(NamedTuple):
+    """All that a descriptor asks of its tensor, which it would keep from being freed."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@lru_cache(MAX_KEYS)
+def _rows(address: int, dtype: torch.dtype, shape: torch.Size) -> TensorDescriptor:
+    """K and V of a layer as rows, of which one box is loaded at a time."""
+    num_blocks, _, num_kv_heads, block_size, head_dim = shape
+    return TensorDescriptor(
+        _Memory(address, dtype),
+        shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
+        strides=[head_dim, 1],
+        block_shape=[min(block_size, TILE_TOKENS.value), PANEL_DIMS.value],
+        layout=SWIZZLED.value,
+    )

@@ -33,7 +33,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
-from pbench.kernels.launcher import Launch, Launcher, layout_of
+from pbench.kernels.launcher import Known, Launch, Launcher, layout_of
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
@@ -215,6 +215,7 @@ def _prefill_attention_kernel(
 
 
 _launch = Launcher(_prefill_attention_kernel)
+_tilings: Known[PrefillTiling | None] = Known()  # of layouts of arguments that fit; None: Hopper's own kernel
 
 
 def prefill_attention(
@@ -254,14 +255,18 @@ def prefill_attention(
     Raises:
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
-    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-    check_query_start(query_start, table.shape[0])
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    else:
+    layout = layout_of(query, kv, table, query_start, context_lens, out)
+    key = (layout, kv.data_ptr() & 15, is_contiguous, window, soft_cap)
+    if key not in _tilings:
+        check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
+        check_query_start(query_start, table.shape[0])
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
+        _tilings[key] = None if suits_hopper(query, kv, is_contiguous, window, soft_cap) else _tiling(query, kv)
+    tiling = _tilings[key]
     if not runs_on_triton(query):
         result = prefill_attention_reference(
             query,
@@ -279,7 +284,7 @@ def prefill_attention(
         rows = slice(int(query_start[0]), int(query_start[-1]))
         out[rows] = result[rows]
         return out
-    if suits_hopper(query, kv, is_contiguous, window, soft_cap):
+    if tiling is None:
         from pbench.kernels.hopper_prefill import hopper_prefill_attention
 
         return hopper_prefill_attention(
@@ -292,6 +297,7 @@ def prefill_attention(
             scale=scale,
             key_scale=key_scale,
             value_scale=value_scale,
+            layout=layout,
         )
     return prefill_attention_triton(
         query,
@@ -302,7 +308,7 @@ def prefill_attention(
         out,
         scale=scale,
         is_contiguous=is_contiguous,
-        tiling=_tiling(query, kv),
+        tiling=tiling,
         key_scale=key_scale,
         value_scale=value_scale,
         window=window,

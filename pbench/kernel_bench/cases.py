@@ -163,7 +163,7 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
 
 
 def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Case]:
-    """What a layer of a decode step calls for its attention; the plan is of the step. For the time of the host."""
+    """What a layer of a step calls for its attention; the plan is of the step. For the time of the host."""
     batch, length = min(32, size.max_batch), 512 // size.length_divisor
     shape = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
     inputs = attention_inputs(shape, size.heads, block_size, buffers)
@@ -181,6 +181,11 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[C
     rotate = _rotate(_rotation(size.heads, batch, buffers), heads=size.heads, block_size=block_size, buffers=buffers)
     yield Case("host", shape.name, OURS, (decode,), 0, 0)
     yield Case("host", f"rotary + write kv, {batch} tokens", OURS, (rotate,), 0, 0)
+    for window in (None, length):  # with a window a Hopper GPU has another kernel
+        name = f"prefill, 1 x {length}" + (f" within {window}" if window else "")
+        shape = AttentionShape("host", name, (length,), is_prefill=True, window=window)
+        inputs = attention_inputs(shape, size.heads, block_size, buffers)
+        yield Case("host", name, OURS, (partial(_prefill, inputs, 0, torch.empty_like(inputs.queries[0])),), 0, 0)
 
 
 def _rotation(heads: Heads, num_tokens: int, buffers: Buffers) -> Rotation:
@@ -262,7 +267,7 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Ten
     )
 
 
-def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
+def _prefill(inputs: AttentionInputs, index: int, out: Tensor | None = None) -> Tensor:
     return prefill_attention(
         inputs.queries[index],
         inputs.kv,
@@ -271,6 +276,7 @@ def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
         inputs.context_lens,
         scale=inputs.scale,
         is_contiguous=inputs.is_contiguous,
+        out=out,
         window=inputs.shape.window,
         soft_cap=inputs.shape.soft_cap,
     )

@@ -1,5 +1,7 @@
 """The prefill kernel of Hopper GPUs, which Triton's interpreter cannot run: that it compiles is tested everywhere."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,6 +102,17 @@ def test_scales_keys_and_values(grouped):
     query = random_queries(200, 8, 128, torch.bfloat16)
     options = {"scale": 0.1, "key_scale": 0.5, "value_scale": 3.0}
     assert_right(attend(query, cache, query_start, **options), query, cache, query_start, **options)
+
+
+def test_pools_of_the_same_layout_are_told_apart_and_none_is_kept(grouped):
+    cache, query_start = grouped([200]), starts([200])
+    query = random_queries(200, 8, 128, torch.bfloat16)
+    caches = [cache, replace(cache, kv=cache.kv * 2), replace(cache, kv=-cache.kv)]
+    for other in caches * 2:
+        assert_right(attend(query, other, query_start, scale=0.1), query, other, query_start, scale=0.1)
+    used, pool_bytes = torch.cuda.memory_allocated(), cache.kv.nbytes
+    del cache, caches, other
+    assert used - torch.cuda.memory_allocated() >= 3 * pool_bytes
 
 
 def test_one_graph_serves_any_lengths(grouped):

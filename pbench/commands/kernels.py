@@ -9,7 +9,7 @@ from click.core import ParameterSource
 from pbench.commands.kernels_tune import tune
 from pbench.errors import UsageError
 
-_ATTENTION = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
+_ATTENTION = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
 _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host")
 
 
@@ -19,9 +19,9 @@ _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host
     "kernels",
     type=click.Choice(_KERNELS),
     multiple=True,
-    help="Time this one only; repeatable. Rows are the kernels that treat every token apart; products those of a decode"
-    " step's few rows with the weights of a layer; most likely is the choice of greedy requests; host is the time that"
-    " the host takes for a call.  [default: all]",
+    help="Time this one only; repeatable. Mixed is a step's decodes and prompts, in two launches and otherwise; rows are"
+    " the kernels that treat every token apart; products those of a decode step's few rows with the weights of a layer;"
+    " most likely is the choice of greedy requests; host is the time that the host takes for a call.  [default: all]",
 )
 @click.option("--paging-tax", is_flag=True, help="Time block tables against contiguous extents instead.")
 @click.option("--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Slots in a block.")

@@ -24,6 +24,7 @@ from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_ratios
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.mixed import mixed_ways
 from pbench.kernel_bench.pairs import Pair, most_likely_pair, product_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer, result_error
 from pbench.kernel_bench.peers import peers
@@ -39,7 +40,7 @@ from pbench.kernel_bench.shapes import (
 from pbench.kernel_bench.timing import time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
-ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
+ATTENTION_KERNELS = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
 OTHER_KERNELS = ("copy blocks", "rows", "products", "most likely", "host")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"
@@ -204,9 +205,10 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
     yield ours
     if shape.num_shared_tokens and plan.device.type == "cuda":
         yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
-    if not shape.is_prefill and plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
+    has_fp8 = plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY
+    if has_fp8 and max(shape.query_lens) == 1:
         yield _measure(_ours(inputs, plan, OURS_FP8), plan)
-    beside = tuple(peers(inputs)) if plan.has_peers else ()
+    beside = tuple(mixed_ways(inputs) if shape.prompt_lens else peers(inputs) if plan.has_peers else ())
     for peer in beside:
         yield _measure_peer(peer, inputs, case, ours, plan)
     if beside:

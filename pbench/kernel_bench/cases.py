@@ -56,6 +56,8 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
         inputs = replace(inputs, kv=inputs.kv.to(FP8))
     if inputs.shape.is_prefill:
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
+    elif inputs.shape.prompt_lens:
+        run = partial(attend_apart, plan=decode_plan(inputs))
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
         shared = None if implementation == OURS_FLAT else shared_runs(inputs)
         plan = plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared, inputs.shape.window)
@@ -75,7 +77,7 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
 def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
     """Distance of the first call's result ``(num_queries, num_heads, head_dim)`` from float64, relative: L2 norms.
 
-    Looks at the first and the last sequence; of a prefill, at the last queries of each.
+    Looks at the first and the last sequence; of a prompt, at its last queries.
     """
     options: dict[str, Any] = {
         "scale": inputs.scale,
@@ -90,7 +92,7 @@ def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
         end = int(inputs.query_start[sequence + 1])
         count = min(end - int(inputs.query_start[sequence]), CHECKED_QUERIES)
         query = inputs.queries[0][end - count : end].double()
-        if inputs.shape.is_prefill:
+        if inputs.shape.is_prefill or inputs.shape.prompt_lens:
             start = torch.tensor([0, count], dtype=torch.int32, device=length.device)
             expected = prefill_attention_reference(query, kv, table, start, length, **options)
         else:
@@ -265,6 +267,44 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Ten
         window=inputs.shape.window,
         soft_cap=inputs.shape.soft_cap,
     )
+
+
+def decode_plan(inputs: AttentionInputs) -> DecodePlan | None:
+    """Of the decodes that come before prompts; for all calls."""
+    count = inputs.shape.num_decodes
+    return plan_for(inputs.queries[0][:count], inputs.kv, inputs.context_lens[:count])
+
+
+def attend_apart(
+    inputs: AttentionInputs, index: int, plan: DecodePlan | None, beside: torch.cuda.Stream | None = None
+) -> Tensor:
+    """Decodes, then the prompts behind them, as an engine launches them; or both at once, the decodes on ``beside``."""
+    count, query, table = inputs.shape.num_decodes, inputs.queries[index], inputs.tables[index]
+    out = torch.empty_like(query)
+    if beside:
+        beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        decode_attention(
+            query[:count],
+            inputs.kv,
+            table[:count],
+            inputs.context_lens[:count],
+            scale=inputs.scale,
+            out=out[:count],
+            plan=plan,
+        )
+    prefill_attention(
+        query,
+        inputs.kv,
+        table[count:],
+        inputs.query_start[count:],
+        inputs.context_lens[count:],
+        scale=inputs.scale,
+        out=out,
+    )
+    if beside:
+        torch.cuda.current_stream().wait_stream(beside)
+    return out
 
 
 def _prefill(inputs: AttentionInputs, index: int, out: Tensor | None = None) -> Tensor:

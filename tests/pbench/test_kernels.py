@@ -21,11 +21,12 @@ from pbench.kernel_bench.bench import (
     measure_paging_tax,
     measure_pair,
 )
-from pbench.kernel_bench.cases import CHOICES, attention_error
+from pbench.kernel_bench.cases import CHOICES, attend_apart, attention_error
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, comparisons
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.mixed import ONE_LAUNCH, TWO_STREAMS, mixed_ways
 from pbench.kernel_bench.pairs import ARGMAX, LINEAR, NOT_HOPPER, most_likely_pair, product_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer
 from pbench.kernel_bench.shapes import (
@@ -167,6 +168,24 @@ def test_a_wrong_result_is_seen() -> None:
     assert math.isnan(attention_error(inputs, torch.full_like(out, math.nan)))
 
 
+def test_decodes_among_prompts_attend_as_apart() -> None:
+    shape = AttentionShape("mixed", "", (40, 33, 20, 70), num_decodes=2, prompt_lens=(20, 16))
+    inputs = attention_inputs(shape, HEADS, 16, BUFFERS)
+    assert inputs.query_start.tolist() == [0, 1, 2, 22, 38]
+    apart = attend_apart(inputs, 0, None)
+    assert attention_error(inputs, apart) < 1e-6
+    [together] = [way.prepare(inputs) for way in mixed_ways(inputs)]
+    torch.testing.assert_close(together[0](), apart)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_all_ways_to_mix_agree() -> None:
+    measurements = list(measure_kernels(KernelPlan(torch.device("cuda"), kernels=("mixed",), num_samples=3)))
+    assert [one.failure for one in measurements if one.failure] == []
+    assert {"pbench", ONE_LAUNCH, TWO_STREAMS, AGAIN} <= {one.implementation for one in measurements}
+
+
 def test_a_window_bounds_what_counts_as_moved_and_computed() -> None:
     full = AttentionShape("window", "2", (40, 9))
     assert replace(full, window=40).flops(HEADS) == full.flops(HEADS)
@@ -200,9 +219,9 @@ def test_ragged_lengths_have_their_mean_and_their_spread() -> None:
 
 
 def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
-    decode, prefill, shared = (
+    decode, prefill, shared, mixed = (
         next(shape for shape in attention_shapes(GPU_SIZE, 0) if shape.name == name)
-        for name in ("64 x 4096", "1 x 32768", "256 x (8192 + 256)")
+        for name in ("64 x 4096", "1 x 32768", "256 x (8192 + 256)", "8 x 256 over 1024 + 64 x 4096")
     )
     heads = GPU_SIZE.heads
     rows_bytes = 2 * 2 * 32 * 128
@@ -210,6 +229,8 @@ def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
     assert decode.flops(heads) == 64 * 4 * 32 * 128 * 4096
     assert prefill.flops(heads) == 2 * 32 * 128 * 32768**2
     assert shared.num_bytes(heads, 2, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
+    assert mixed.num_bytes(heads, 2, 2) == decode.num_bytes(heads, 2, 2) + 8 * (1280 * 4096 + 256 * rows_bytes)
+    assert mixed.flops(heads) == decode.flops(heads) + 8 * 4 * 32 * 128 * 256 * (1024 + 256 // 2)
 
 
 def test_products_are_those_of_a_layer_and_count_what_they_move() -> None:

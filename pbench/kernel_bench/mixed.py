@@ -63,5 +63,6 @@ def _together_plain(inputs: AttentionInputs) -> tuple[Call, ...]:
 
 
 def _at_once(inputs: AttentionInputs) -> tuple[Call, ...]:
-    plan, beside = decode_plan(inputs), torch.cuda.Stream()
+    plan = decode_plan(inputs)
+    beside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     return tuple(partial(attend_apart, inputs, index, plan, beside) for index in range(len(inputs.queries)))

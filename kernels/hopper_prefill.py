@@ -321,16 +321,16 @@ def hopper_prefill_attention(
     scale: float,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
-    layout: Hashable = None,
+    key: Hashable = None,
 ) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``prefill_attention``) that ``suits_hopper``.
 
-    ``layout`` is theirs, where the caller knows it already.
+    Equal ``key``s mean equal layouts of the tensors; it is made of them where the caller has none.
     """
     if table.shape[0] == 0 or query.shape[0] == 0:
         return out
     _launch(
-        layout or layout_of(query, kv, table, query_start, context_lens, out),
+        layout_of(query, kv, table, query_start, context_lens, out) if key is None else key,
         (query, table, query_start, context_lens, out),
         (scale * key_scale * math.log2(math.e), float(value_scale), _rows(kv.data_ptr(), kv.dtype, kv.shape)),
         lambda: _first_launch(query, kv, table),

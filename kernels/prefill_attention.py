@@ -18,6 +18,8 @@ of hopper_prefill.py instead.
 """
 
 import math
+from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -33,7 +35,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
-from pbench.kernels.launcher import Known, Launch, Launcher, layout_of
+from pbench.kernels.launcher import Known, Launch, Launcher, layout_of, short_key
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
@@ -257,8 +259,33 @@ def prefill_attention(
     """
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    layout = layout_of(query, kv, table, query_start, context_lens, out)
-    key = (layout, kv.data_ptr() & 15, is_contiguous, window, soft_cap)
+    key = short_key(
+        (
+            query.get_device(),
+            query.dtype,
+            query.shape,
+            query.stride(),
+            kv.dtype,
+            kv.shape,
+            kv.stride(),
+            kv.data_ptr() & 15,
+            table.dtype,
+            table.shape,
+            table.stride(),
+            query_start.dtype,
+            query_start.shape,
+            query_start.stride(),
+            context_lens.dtype,
+            context_lens.shape,
+            context_lens.stride(),
+            out.dtype,
+            out.shape,
+            out.stride(),
+            is_contiguous,
+            window,
+            soft_cap,
+        )
+    )  # what layout_of gives, spelled out, as it takes the host half as long again
     if key not in _tilings:
         check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
         check_query_start(query_start, table.shape[0])
@@ -285,9 +312,7 @@ def prefill_attention(
         out[rows] = result[rows]
         return out
     if tiling is None:
-        from pbench.kernels.hopper_prefill import hopper_prefill_attention
-
-        return hopper_prefill_attention(
+        return _hopper_attention()(
             query,
             kv,
             table,
@@ -297,7 +322,7 @@ def prefill_attention(
             scale=scale,
             key_scale=key_scale,
             value_scale=value_scale,
-            layout=layout,
+            key=key,
         )
     return prefill_attention_triton(
         query,
@@ -313,7 +338,16 @@ def prefill_attention(
         value_scale=value_scale,
         window=window,
         soft_cap=soft_cap,
+        key=key,
     )
+
+
+@cache
+def _hopper_attention() -> Callable[..., torch.Tensor]:
+    """Imported where it is launched: its language comes with some versions of Triton only."""
+    from pbench.kernels.hopper_prefill import hopper_prefill_attention
+
+    return hopper_prefill_attention
 
 
 def suits_hopper(
@@ -361,16 +395,18 @@ def prefill_attention_triton(
     window: int | None = None,
     soft_cap: float | None = None,
     is_masked_throughout: bool = False,
+    key: Hashable = None,
 ) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says.
 
-    Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py).
+    Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py). Equal
+    ``key``s mean equal layouts of the tensors; it is made of them where the caller has none.
     """
     if table.shape[0] == 0 or query.shape[0] == 0:
         return out
     tensors = (query, kv, table, query_start, context_lens, out)
     _launch(
-        (layout_of(*tensors), tiling, is_contiguous, window, soft_cap, is_masked_throughout),
+        (layout_of(*tensors) if key is None else key, tiling, is_contiguous, window, soft_cap, is_masked_throughout),
         tensors,
         (scale * key_scale * math.log2(math.e), float(value_scale)),
         lambda: _first_launch(query, kv, table, tiling, is_contiguous, window, soft_cap, is_masked_throughout),

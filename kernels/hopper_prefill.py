@@ -216,11 +216,16 @@ def _attend(
     sums = warpgroup_mma_wait(0, [sums])
 
     out = sums * gl.expand_dims(gl.convert_layout(value_scale / total, gl.SliceLayout(1, SUMS)), 1)
-    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, SUMS))
-    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, SUMS))
+    # Through the place of the queries, so that each row goes out as a whole.
+    wait_for_group()
+    query.store(out.to(dtype))
+    wait_for_group()
+    out = query.load(THREADS)
+    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
+    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
     offsets = ((first_query + rows // GROUP).to(gl.int64) * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
     is_query = gl.expand_dims(rows // GROUP < query_len, 1)
-    gl.store(out_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), out.to(dtype), mask=is_query)
+    gl.store(out_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), out, mask=is_query)
 
 
 @gluon.jit(  # type: ignore[untyped-decorator]

@@ -292,7 +292,7 @@ def prefill_attention(
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
-        _tilings[key] = None if suits_hopper(query, kv, is_contiguous, window, soft_cap) else _tiling(query, kv)
+        _tilings[key] = None if suits_hopper(query, kv, is_contiguous) else _tiling(query, kv)
     tiling = _tilings[key]
     if not runs_on_triton(query):
         result = prefill_attention_reference(
@@ -322,6 +322,8 @@ def prefill_attention(
             scale=scale,
             key_scale=key_scale,
             value_scale=value_scale,
+            window=window,
+            soft_cap=soft_cap,
             key=key,
         )
     return prefill_attention_triton(
@@ -350,9 +352,7 @@ def _hopper_attention() -> Callable[..., torch.Tensor]:
     return hopper_prefill_attention
 
 
-def suits_hopper(
-    query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool, window: int | None, soft_cap: float | None
-) -> bool:
+def suits_hopper(query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool) -> bool:
     """Whether the kernel of hopper_prefill.py computes this: on a Hopper GPU, if it knows the layout."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = kv.shape[2:4]
@@ -361,8 +361,6 @@ def suits_hopper(
         and runs_on_triton(query)
         and device_limits(query).capability == HOPPER
         and not is_contiguous
-        and window is None
-        and soft_cap is None
         and query.dtype == kv.dtype
         and query.element_size() == 2
         and head_dim in (64, 128)

@@ -179,12 +179,12 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
     """What a layer of a step calls for its attention; the plan is of the step. For the time of the host."""
     batch, length = min(32, size.max_batch), 512 // size.length_divisor
 
-    def attend(shape: AttentionShape) -> Case:
-        inputs = attention_inputs(shape, size.heads, block_size, buffers)
+    def attend(shape: AttentionShape, is_contiguous: bool = False) -> Case:
+        inputs = attention_inputs(shape, size.heads, block_size, buffers, is_contiguous=is_contiguous)
         query, kv, table, lens = inputs.queries[0], inputs.kv, inputs.tables[0], inputs.context_lens
         call: Callable[..., Tensor]  # as an engine has it: nothing of the bench's own is in the time
         if shape.is_prefill:
-            call = partial(prefill_attention, query, kv, table, inputs.query_start, lens, window=shape.window)
+            call = partial(prefill_attention, query, kv, table, inputs.query_start, lens, is_contiguous=is_contiguous)
         else:
             call = partial(decode_attention, query, kv, table, lens, plan=plan_for(query, kv, lens))
         call = partial(call, scale=inputs.scale, out=torch.empty_like(query))
@@ -197,12 +197,12 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
 
     decode = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
     prompt = AttentionShape("host", f"prefill, 1 x {length}", (length,), is_prefill=True)
-    cut = replace(prompt, name=f"{prompt.name} within {length}", window=length)  # Hopper's own kernel knows no window
+    extent = replace(prompt, name=f"{prompt.name}, contiguous")  # of which Hopper has no kernel of its own
     rotated = f"rotary + write kv, {batch} tokens"
     yield Builder("host", decode.name, partial(attend, decode))
     yield Builder("host", rotated, partial(rotate, rotated))
     yield Builder("host", prompt.name, partial(attend, prompt))
-    yield Builder("host", cut.name, partial(attend, cut))
+    yield Builder("host", extent.name, partial(attend, extent, is_contiguous=True))
 
 
 def _rotation(heads: Heads, num_tokens: int, buffers: Buffers) -> Rotation:

@@ -22,7 +22,7 @@ def mixed_ways(inputs: AttentionInputs) -> Iterator[Peer]:
     """To the kernels of prompts a decode is a prompt with one new token; two streams need a GPU."""
     yield Peer(ONE_LAUNCH, _together)
     if runs_on_triton(inputs.kv):
-        if suits_hopper(inputs.queries[0], inputs.kv, False, None, None):
+        if suits_hopper(inputs.queries[0], inputs.kv, is_contiguous=False):
             yield Peer(ONE_PLAIN_LAUNCH, _together_plain)
         yield Peer(TWO_STREAMS, _at_once)
 

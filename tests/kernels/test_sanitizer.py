@@ -150,7 +150,7 @@ def plant(fault):
 def attend_with_a_race():
     """Both groups of warps zero what lies behind the sequence's end, instead of one while the other waits."""
     path = ROOT / "kernels" / "hopper_prefill.py"
-    wait, zero = "mbarrier.wait(tail_zeroed, 0)", "_zero_tail(values, start, context_len, HEAD_DIM)"
+    wait, zero = "mbarrier.wait(zeroed.index(0), 0)", "_zero_unseen(values, 0, start, first, context_len, HEAD_DIM)"
     text = path.read_text()
     assert wait in text
     with tempfile.TemporaryDirectory() as folder:

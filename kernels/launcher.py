@@ -7,6 +7,8 @@ Triton; those after it go straight to what was compiled, with addresses in the p
 """
 
 from collections.abc import Callable, Hashable
+from copy import copy
+from inspect import getclosurevars
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -61,7 +63,7 @@ class Launcher:
             key: equal keys mean equal launches but for ``tensors``' addresses and ``values``: the tensors' dtypes and
                 whatever ``first`` depends on are part of it, and the device.
             tensors: what the first parameters point to.
-            values: floats and tensor descriptors, behind the integers.
+            values: floats, behind the integers; then a tensor descriptor, where the kernel has one.
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
         """
@@ -97,15 +99,38 @@ def _relaunch(
     hooks, get_stream = knobs.runtime, driver.active.get_current_stream
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     width, height, depth = grid
+    has_descriptor = bool(getattr(compiled.metadata, "tensordesc_meta", None))
+    if has_descriptor:
+        run, tensor_map = _with_tensor_maps(compiled)
 
     def relaunch(addresses: tuple[int, ...], values: tuple[Any, ...]) -> None:
-        arguments = addresses + integers + values + constants
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler listens
-            again(*arguments)
-        else:
-            run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
+            again(*addresses, *integers, *values, *constants)
+            return
+        if has_descriptor:
+            values = values[:-1] + tensor_map(values[-1])
+        arguments = addresses + integers + values + constants
+        run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
 
     return relaunch
+
+
+def _with_tensor_maps(compiled: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """Triton's launch behind the part that makes a tensor map of a descriptor anew for each, and a map that is kept."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    run = copy(compiled.run)
+    run.launch = getclosurevars(run.launch).nonlocals["launcher"]
+    (layout,) = compiled.metadata.tensordesc_meta
+    known: Known[tuple[Any, tuple[Any, ...]]] = Known()  # with the descriptors, so that no other has the id of one
+
+    def tensor_map(descriptor: Any) -> tuple[Any, ...]:
+        found = known.get(id(descriptor))
+        if found is None:
+            found = known[id(descriptor)] = (descriptor, tuple(make_tensordesc_arg(descriptor, layout)))
+        return found[1]
+
+    return run, tensor_map
 
 
 class Scratch:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -173,6 +174,26 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
     ]
 
 
+class FakeLauncher:
+    """Notes what Triton would hand to the driver: of a descriptor a tensor map, its shape and its strides."""
+
+    def __init__(self, metadata, launches):
+        from triton.backends.nvidia.driver import make_tensordesc_arg
+
+        def launcher(*arguments):
+            launches.append(arguments)
+
+        def inner(*arguments):
+            parts = [make_tensordesc_arg(one, *layouts) if hasattr(one, "block_shape") else [one] for one in arguments]
+            launcher(*chain.from_iterable(parts))
+
+        layouts = getattr(metadata, "tensordesc_meta", None) or []
+        self.launch = inner
+
+    def __call__(self, *arguments):
+        self.launch(*arguments)
+
+
 def without_a_gpu():
     """A driver that compiles for a Hopper GPU and, where it would launch, notes what it is given."""
     from triton.backends.compiler import GPUTarget
@@ -185,9 +206,12 @@ def without_a_gpu():
             get_current_device=lambda: 0,
             get_current_stream=lambda _device: 7,
             get_current_target=lambda: GPUTarget("cuda", 90, 32),
-            launcher_cls=lambda _source, _metadata: lambda *arguments: launches.append(arguments),
+            launcher_cls=lambda _source, metadata: FakeLauncher(metadata, launches),
             utils=SimpleNamespace(
-                load_binary=lambda *_: ("module", "function", 32, 0, 1024), get_device_properties=lambda _: properties
+                load_binary=lambda *_: ("module", "function", 32, 0, 1024),
+                get_device_properties=lambda _: properties,
+                fill_tma_descriptor=lambda *arguments: arguments,  # the name of Triton 3.6
+                fill_tma_descriptor_tiled=lambda *arguments: arguments,
             ),
         )
     )

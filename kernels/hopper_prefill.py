@@ -1,7 +1,7 @@
 """Prefill attention for Hopper: warps that load, and warps that compute out of step with one another.
 
-What prefill_attention.py computes, without windows, soft caps and 8-bit K and V, for blocks of 16 tokens or a larger
-power of two. Written in Gluon, Triton's lower layer, which leaves to the kernel what Triton decides by itself:
+What prefill_attention.py computes, without 8-bit K and V, for blocks of 16 tokens or a larger power of two. Written in
+Gluon, Triton's lower layer, which leaves to the kernel what Triton decides by itself:
 
 - One warp loads. It has the tensor memory accelerator bring K and V into shared memory, block by block and up to two
   tiles ahead, which takes no registers and few instructions.
@@ -10,11 +10,14 @@ power of two. Written in Gluon, Triton's lower layer, which leaves to the kernel
   units multiply while weights are computed.
 
 The last two are FlashAttention-3's (Shah et al., 2024, https://arxiv.org/abs/2407.08608). Tiles are taken from the last
-to the first: those that need a mask come first. Slots that no sequence holds may have any contents, and 0 * NaN is NaN,
-so V beyond the end of the sequence is zeroed in shared memory before it is used.
+to the first: those that need a mask come first. Slots that no row sees may have any contents, and 0 * NaN is NaN, so V
+beyond the end of the sequence, and before all windows, is zeroed in shared memory before it is used.
 """
 
 import math
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -27,6 +30,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
 
 TILE_ROWS = gl.constexpr(128)  # (query, head of the group) pairs of a program
 NUM_ROWS = gl.constexpr(64)  # of each of its two groups of warps
@@ -50,6 +55,7 @@ def _load_tiles(
     barriers: gl.tuple,
     kv_head: gl.tensor,
     num_tiles: gl.tensor,
+    first: gl.tensor,  # tokens that some row sees: the table is read for no others
     end: gl.tensor,
     NUM_KV_HEADS: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
@@ -60,8 +66,9 @@ def _load_tiles(
     NUM_BOXES: gl.constexpr = TILE_TOKENS // BOX
     NUM_PANELS: gl.constexpr = HEAD_DIM // PANEL_DIMS
     key_full, value_full, key_empty, value_empty, _ = barriers
+    last_tile = first // TILE_TOKENS + num_tiles - 1
     for i in range(num_tiles):
-        start = (num_tiles - 1 - i) * TILE_TOKENS
+        start = (last_tile - i) * TILE_TOKENS
         place = i % NUM_TILES_HELD
         parity = (i // NUM_TILES_HELD) & 1
         for plane in gl.static_range(2):
@@ -72,7 +79,7 @@ def _load_tiles(
             mbarrier.expect(full, TILE_TOKENS * HEAD_DIM * 2)
             for j in gl.static_range(NUM_BOXES):
                 token = start + j * BOX
-                block_id = gl.load(row_ptr + gl.minimum(token, end - 1) // BLOCK_SIZE)
+                block_id = gl.load(row_ptr + gl.minimum(gl.maximum(token, first), end - 1) // BLOCK_SIZE)
                 row = ((block_id * 2 + plane) * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + token % BLOCK_SIZE
                 for panel in gl.static_range(NUM_PANELS):
                     box = tiles.index((place * NUM_PANELS + panel) * NUM_BOXES + j)
@@ -80,25 +87,48 @@ def _load_tiles(
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _zero_tail(
+def _zero_unseen(
     values: gl.shared_memory_descriptor,
+    place: gl.tensor,
     start: gl.tensor,
-    context_len: gl.tensor,
+    first: gl.tensor,
+    end: gl.tensor,
     HEAD_DIM: gl.constexpr,
 ) -> None:
-    """Zero V of the last tile, which is the first to be held, from the sequence's end on."""
+    """Zero V of the tile that begins with token ``start``, but for the tokens ``first`` .. ``end``."""
     BOX: gl.constexpr = values.shape[1]
     NUM_BOXES: gl.constexpr = TILE_TOKENS // BOX
     NUM_PANELS: gl.constexpr = HEAD_DIM // PANEL_DIMS
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [GROUP_WARPS, 1], [1, 0])
     for j in range(NUM_BOXES):
-        if start + (j + 1) * BOX > context_len:
-            tokens = start + j * BOX + gl.arange(0, BOX, layout=gl.SliceLayout(1, LAYOUT))
+        token = start + j * BOX
+        if (token < first) | (token + BOX > end):
+            tokens = token + gl.arange(0, BOX, layout=gl.SliceLayout(1, LAYOUT))
+            is_seen = gl.expand_dims((tokens >= first) & (tokens < end), 1)
             for panel in gl.static_range(NUM_PANELS):
-                box = values.index(panel * NUM_BOXES + j)
-                box.store(gl.where(gl.expand_dims(tokens < context_len, 1), box.load(LAYOUT), 0.0))
+                box = values.index((place * NUM_PANELS + panel) * NUM_BOXES + j)
+                box.store(gl.where(is_seen, box.load(LAYOUT), 0.0))
     fence_async_shared()
     wait_for_group()
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _bend(scores: gl.tensor, scale_log2: gl.tensor, SOFT_CAP: gl.constexpr) -> gl.tensor:
+    """tanh(scaled score / SOFT_CAP) as in online_softmax.py; without a cap the scores as they are."""
+    bent = scores
+    if SOFT_CAP is not None:
+        powers = gl.exp2(gl.minimum(scores * (scale_log2 * (2.0 / SOFT_CAP)), 64.0))
+        bent = 1.0 - 2.0 / (1.0 + powers)
+    return bent
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _mask(scores: gl.tensor, tokens: gl.tensor, positions: gl.tensor, WINDOW: gl.constexpr) -> gl.tensor:
+    """The scores of what rows at these positions see of these tokens."""
+    is_seen = tokens <= positions
+    if WINDOW is not None:
+        is_seen &= tokens > positions - WINDOW
+    return gl.where(is_seen, scores, float("-inf"))
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -106,14 +136,14 @@ def _weigh(
     scores: gl.tensor,
     top: gl.tensor,
     total: gl.tensor,
-    scale_log2: gl.tensor,
+    factor: gl.tensor,
     WEIGHTS: gl.constexpr,
     dtype: gl.constexpr,
 ) -> tuple[gl.tensor, gl.tensor, gl.tensor, gl.tensor]:
     """The online softmax over one more tile: the rows' new maxima and sums, what the old sums fade by, the weights."""
     new_top = gl.maximum(top, gl.max(scores, 1))
-    weights = gl.exp2(scores * scale_log2 - gl.expand_dims(new_top * scale_log2, 1))
-    fade = gl.exp2((top - new_top) * scale_log2)
+    weights = gl.exp2(scores * factor - gl.expand_dims(new_top * factor, 1))
+    fade = gl.exp2((top - new_top) * factor)
     return new_top, total * fade + gl.sum(weights, 1), fade, gl.convert_layout(weights.to(dtype), WEIGHTS)
 
 
@@ -133,6 +163,8 @@ def _attend(
     NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr,
+    WINDOW: gl.constexpr,
+    SOFT_CAP: gl.constexpr,
 ) -> None:
     """Attend from one group's rows to all tiles that some row of the program sees."""
     dtype: gl.constexpr = query_ptr.dtype.element_ty
@@ -141,11 +173,14 @@ def _attend(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [GROUP_WARPS, 1], [16, HEAD_DIM, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     THREADS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [GROUP_WARPS, 1], [1, 0])
-    key_full, value_full, key_empty, value_empty, tail_zeroed = barriers
+    key_full, value_full, key_empty, value_empty, zeroed = barriers
     first_query, query_len, prefix_len, context_len = sequence
-    kv_head, first_row, num_tiles = program
+    kv_head, first_row, first, num_tiles = program
     stride_token, stride_head = strides
     scale_log2, value_scale = scales
+    factor = scale_log2  # of the scores as they are compared, to base 2
+    if SOFT_CAP is not None:
+        factor = SOFT_CAP * 1.4426950408889634  # log2(e)
     first_row += PART * NUM_ROWS
 
     rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
@@ -159,7 +194,8 @@ def _attend(
 
     key_tiles = keys._reinterpret(dtype, [NUM_TILES_HELD, TILE_TOKENS, HEAD_DIM], SWIZZLED)
     value_tiles = values._reinterpret(dtype, [NUM_TILES_HELD, TILE_TOKENS, HEAD_DIM], SWIZZLED)
-    first_position = prefix_len + first_row // GROUP  # every row sees all tokens up to here
+    first_position = prefix_len + first_row // GROUP  # every row sees all tokens up to here, within its window
+    last_position = prefix_len + (first_row + NUM_ROWS - 1) // GROUP
     rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, SCORES))
     positions = gl.expand_dims(prefix_len + rows // GROUP, 1)
     tokens = gl.expand_dims(gl.arange(0, TILE_TOKENS, layout=gl.SliceLayout(0, SCORES)), 0)
@@ -168,21 +204,21 @@ def _attend(
     total = gl.zeros([NUM_ROWS], gl.float32, layout=gl.SliceLayout(1, SCORES))
     sums = gl.zeros([NUM_ROWS, HEAD_DIM], gl.float32, layout=SUMS)
 
-    start = (num_tiles - 1) * TILE_TOKENS
+    start = (first // TILE_TOKENS + num_tiles - 1) * TILE_TOKENS
     mbarrier.wait(key_full.index(0), 0)
     scores = warpgroup_mma(query, key_tiles.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
     scores = warpgroup_mma_wait(0, [scores])
     wait_for_group()  # one thread says for all of its group that it has read the tile
     mbarrier.arrive(key_empty.index(0), count=1)
-    scores = gl.where(start + tokens <= positions, scores, float("-inf"))
-    top, total, fade, weights = _weigh(scores, top, total, scale_log2, WEIGHTS, dtype)
+    scores = _mask(_bend(scores, scale_log2, SOFT_CAP), start + tokens, positions, WINDOW)
+    top, total, fade, weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
     mbarrier.wait(value_full.index(0), 0)
     if start + TILE_TOKENS > context_len:
         if PART == 0:
-            _zero_tail(values, start, context_len, HEAD_DIM)
-            mbarrier.arrive(tail_zeroed, count=1)
+            _zero_unseen(values, 0, start, first, context_len, HEAD_DIM)
+            mbarrier.arrive(zeroed.index(0), count=1)
         else:
-            mbarrier.wait(tail_zeroed, 0)
+            mbarrier.wait(zeroed.index(0), 0)
     mbarrier.wait(key_full.index(1 % NUM_TILES_HELD), (1 // NUM_TILES_HELD) & 1, pred=num_tiles > 1)
     for i in range(1, num_tiles):
         place = i % NUM_TILES_HELD
@@ -194,9 +230,13 @@ def _attend(
         scores = warpgroup_mma_wait(1, [scores])
         wait_for_group()
         mbarrier.arrive(key_empty.index(place), count=1)
-        if start + TILE_TOKENS > first_position + 1:
-            scores = gl.where(start + tokens <= positions, scores, float("-inf"))
-        top, total, fade, next_weights = _weigh(scores, top, total, scale_log2, WEIGHTS, dtype)
+        scores = _bend(scores, scale_log2, SOFT_CAP)
+        is_cut = start + TILE_TOKENS > first_position + 1
+        if WINDOW is not None:
+            is_cut |= start <= last_position - WINDOW
+        if is_cut:
+            scores = _mask(scores, start + tokens, positions, WINDOW)
+        top, total, fade, next_weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
         # The next scores' tile is waited for here because ptxas moves the wait for the products up to the last branch,
         # before the weights, and then nothing would overlap.
         mbarrier.wait(key_full.index((i + 1) % NUM_TILES_HELD), ((i + 1) // NUM_TILES_HELD) & 1, pred=i + 1 < num_tiles)
@@ -207,15 +247,27 @@ def _attend(
         weights = next_weights
     place = (num_tiles - 1) % NUM_TILES_HELD
     mbarrier.wait(value_full.index(place), ((num_tiles - 1) // NUM_TILES_HELD) & 1)
+    if WINDOW is not None:  # noqa: SIM102 (one is known to the compiler, the other to the device)
+        if start < first:
+            if PART == 0:
+                _zero_unseen(values, place, start, first, context_len, HEAD_DIM)
+                mbarrier.arrive(zeroed.index(1), count=1)
+            else:
+                mbarrier.wait(zeroed.index(1), 0)
     sums = warpgroup_mma(weights, value_tiles.index(place), sums, is_async=True)
     sums = warpgroup_mma_wait(0, [sums])
 
     out = sums * gl.expand_dims(gl.convert_layout(value_scale / total, gl.SliceLayout(1, SUMS)), 1)
-    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, SUMS))
-    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, SUMS))
+    # Through the place of the queries, so that each row goes out as a whole.
+    wait_for_group()
+    query.store(out.to(dtype))
+    wait_for_group()
+    out = query.load(THREADS)
+    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
+    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
     offsets = ((first_query + rows // GROUP).to(gl.int64) * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
     is_query = gl.expand_dims(rows // GROUP < query_len, 1)
-    gl.store(out_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), out.to(dtype), mask=is_query)
+    gl.store(out_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), out, mask=is_query)
 
 
 @gluon.jit(  # type: ignore[untyped-decorator]
@@ -224,7 +276,6 @@ def _attend(
 )
 def _hopper_prefill_kernel(
     query_ptr: gl.tensor,  # (num_tokens, NUM_HEADS, HEAD_DIM)
-    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM), boxes (BOX, PANEL_DIMS)
     table_ptr: gl.tensor,  # (num_sequences, width)
     query_start_ptr: gl.tensor,  # (num_sequences + 1,)
     context_lens_ptr: gl.tensor,  # (num_sequences,)
@@ -235,11 +286,14 @@ def _hopper_prefill_kernel(
     table_stride: gl.tensor,
     scale_log2: gl.tensor,  # scale * key_scale * log2(e)
     value_scale: gl.tensor,
+    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM), boxes (BOX, PANEL_DIMS)
     NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
     BOX: gl.constexpr,  # tokens that are loaded together: a block, or a tile of a larger one
+    WINDOW: gl.constexpr,  # tokens that a row sees at most; None: all before it
+    SOFT_CAP: gl.constexpr,  # None: scores stay as they are
 ) -> None:
     """Grid: (KV heads, num_tokens * GROUP // TILE_ROWS + num_sequences)."""
     GROUP: gl.constexpr = NUM_HEADS // NUM_KV_HEADS
@@ -264,7 +318,10 @@ def _hopper_prefill_kernel(
         context_len = gl.load(context_lens_ptr + low)
         prefix_len = context_len - query_len
         end = prefix_len + gl.minimum((first_row + TILE_ROWS - 1) // GROUP + 1, query_len)
-        num_tiles = (end + TILE_TOKENS - 1) // TILE_TOKENS
+        first = num_sequences * 0
+        if WINDOW is not None:
+            first = gl.maximum(prefix_len + first_row // GROUP - (WINDOW - 1), 0)
+        num_tiles = (end + TILE_TOKENS - 1) // TILE_TOKENS - first // TILE_TOKENS
         queries = gl.allocate_shared_memory(dtype, [2, NUM_ROWS, HEAD_DIM], SWIZZLED)
         keys = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
         values = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
@@ -272,34 +329,38 @@ def _hopper_prefill_kernel(
         value_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
         key_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
         value_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-        tail_zeroed = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-        mbarrier.init(tail_zeroed, count=1)
+        zeroed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+        for i in gl.static_range(2):
+            mbarrier.init(zeroed.index(i), count=1)
         for i in gl.static_range(NUM_TILES_HELD):
             mbarrier.init(key_full.index(i), count=1)
             mbarrier.init(value_full.index(i), count=1)
             mbarrier.init(key_empty.index(i), count=2)
             mbarrier.init(value_empty.index(i), count=2)
         fence_async_shared()
-        barriers = (key_full, value_full, key_empty, value_empty, tail_zeroed)
+        barriers = (key_full, value_full, key_empty, value_empty, zeroed)
         row_ptr = table_ptr + low.to(gl.int64) * table_stride
         sequence = (first_query, query_len, prefix_len, context_len)
-        program = (kv_head, first_row, num_tiles)
+        program = (kv_head, first_row, first, num_tiles)
         strides = (query_stride_token, query_stride_head)
         scales = (scale_log2, value_scale)
         # fmt: off
         gl.warp_specialize(
             [
                 (_attend, (gl.constexpr(0), query_ptr, out_ptr, queries, keys, values, barriers, sequence, program,
-                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM)),
+                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, WINDOW, SOFT_CAP)),
                 (_attend, (gl.constexpr(1), query_ptr, out_ptr, queries, keys, values, barriers, sequence, program,
-                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM)),
-                (_load_tiles, (kv, row_ptr, keys, values, barriers, kv_head, num_tiles, end,
+                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, WINDOW, SOFT_CAP)),
+                (_load_tiles, (kv, row_ptr, keys, values, barriers, kv_head, num_tiles, first, end,
                                NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)),
             ],
             [GROUP_WARPS, 1],
             [GROUP_REGISTERS, LOADER_REGISTERS],
         )
         # fmt: on
+
+
+_launch = Launcher(_hopper_prefill_kernel)
 
 
 def hopper_prefill_attention(
@@ -313,40 +374,66 @@ def hopper_prefill_attention(
     scale: float,
     key_scale: float = 1.0,
     value_scale: float = 1.0,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    key: Hashable = None,
 ) -> torch.Tensor:
-    """Launch the kernel on checked arguments (see ``prefill_attention``) that ``suits_hopper``."""
-    num_sequences = table.shape[0]
-    num_tokens, num_heads, head_dim = query.shape
-    num_blocks, _, num_kv_heads, block_size, _ = kv.shape
-    if num_sequences == 0 or num_tokens == 0:
+    """Launch the kernel on checked arguments (see ``prefill_attention``) that ``suits_hopper``.
+
+    Equal ``key``s mean equal layouts of the tensors, window and soft cap; it is made of them where the caller has none.
+    """
+    if table.shape[0] == 0 or query.shape[0] == 0:
         return out
-    box = min(block_size, TILE_TOKENS.value)
-    rows = TensorDescriptor(
-        kv,
-        shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
-        strides=[head_dim, 1],
-        block_shape=[box, PANEL_DIMS.value],
-        layout=SWIZZLED.value,
-    )
-    num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
-    _hopper_prefill_kernel[(num_kv_heads, num_row_tiles)](
-        query,
-        rows,
-        table,
-        query_start,
-        context_lens,
-        out,
-        num_sequences,
-        query.stride(0),
-        query.stride(1),
-        table.stride(0),
-        scale * key_scale * math.log2(math.e),
-        value_scale,
-        NUM_HEADS=num_heads,
-        NUM_KV_HEADS=num_kv_heads,
-        HEAD_DIM=head_dim,
-        BLOCK_SIZE=block_size,
-        BOX=box,
-        num_warps=GROUP_WARPS.value,
+    if key is None:
+        key = (layout_of(query, kv, table, query_start, context_lens, out), window, soft_cap)
+    _launch(
+        key,
+        (query, table, query_start, context_lens, out),
+        (scale * key_scale * math.log2(math.e), float(value_scale), _rows(kv.data_ptr(), kv.dtype, kv.shape)),
+        lambda: _first_launch(query, kv, table, window, soft_cap),
     )
     return out
+
+
+def _first_launch(
+    query: torch.Tensor, kv: torch.Tensor, table: torch.Tensor, window: int | None, soft_cap: float | None
+) -> Launch:
+    num_sequences = table.shape[0]
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads, block_size = kv.shape[2:4]
+    options = {
+        "NUM_HEADS": num_heads,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "BLOCK_SIZE": block_size,
+        "BOX": min(block_size, TILE_TOKENS.value),
+        "WINDOW": window,
+        "SOFT_CAP": soft_cap,
+        "num_warps": GROUP_WARPS.value,
+    }
+    num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0))
+    return Launch((num_kv_heads, num_row_tiles, 1), integers, options)
+
+
+class _Memory(NamedTuple):
+    """All that a descriptor asks of its tensor, which it would keep from being freed."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@lru_cache(MAX_KEYS)
+def _rows(address: int, dtype: torch.dtype, shape: torch.Size) -> TensorDescriptor:
+    """K and V of a layer as rows, of which one box is loaded at a time."""
+    num_blocks, _, num_kv_heads, block_size, head_dim = shape
+    return TensorDescriptor(
+        _Memory(address, dtype),
+        shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
+        strides=[head_dim, 1],
+        block_shape=[min(block_size, TILE_TOKENS.value), PANEL_DIMS.value],
+        layout=SWIZZLED.value,
+    )

@@ -7,8 +7,10 @@ Triton; those after it go straight to what was compiled, with addresses in the p
 """
 
 from collections.abc import Callable, Hashable
+from copy import copy
+from inspect import getclosurevars
 from itertools import count
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
@@ -17,8 +19,19 @@ from pbench.kernels.compiler import is_interpreted, is_known_triton
 # Block tables grow, so keys come and go in a long run. Beyond so many all are forgotten.
 MAX_KEYS = 4096
 
-_Relaunch: TypeAlias = Callable[[tuple[int, ...], tuple[float, ...]], None]
+_Value = TypeVar("_Value")
+_Relaunch: TypeAlias = Callable[[tuple[int, ...], tuple[Any, ...]], None]
 _DATA_PTR = torch.Tensor.data_ptr
+
+
+class Known(dict[Hashable, _Value]):
+    """What was found out about keys."""
+
+    def __setitem__(self, key: Hashable, value: _Value) -> None:
+        """Remember it; forget all others first when they are too many."""
+        if len(self) >= MAX_KEYS:
+            self.clear()
+        super().__setitem__(key, value)
 
 
 class Launch(NamedTuple):
@@ -30,27 +43,27 @@ class Launch(NamedTuple):
 
 
 class Launcher:
-    """Of one kernel. Its parameters are pointers, integers, other numbers, compile-time constants, in this order."""
+    """Of one kernel. Its parameters are pointers, integers, other values, compile-time constants, in this order."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
-        self._known: dict[Hashable, _Relaunch] = {}
+        self._known: Known[_Relaunch] = Known()
 
     def __call__(
         self,
         key: Hashable,
         tensors: tuple[torch.Tensor, ...],
-        numbers: tuple[float, ...],
+        values: tuple[Any, ...],
         first: Callable[[], Launch],
         scratch: "Scratch | None" = None,
     ) -> None:
         """Launch on the current stream of the current device, which holds all tensors.
 
         Args:
-            key: equal keys mean equal launches but for ``tensors``' addresses and ``numbers``: the tensors' dtypes and
+            key: equal keys mean equal launches but for ``tensors``' addresses and ``values``: the tensors' dtypes and
                 whatever ``first`` depends on are part of it, and the device.
             tensors: what the first parameters point to.
-            numbers: floats, behind the integers.
+            values: floats, behind the integers; then a tensor descriptor, where the kernel has one.
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
         """
@@ -62,15 +75,13 @@ class Launcher:
             key = (key, *[address & 15 for address in addresses])
         relaunch = self._known.get(key)
         if relaunch is not None:
-            relaunch(addresses if scratch is None else addresses + scratch.addresses, numbers)
+            relaunch(addresses if scratch is None else addresses + scratch.addresses, values)
             return
         grid, integers, options = first()
-        arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *numbers)
+        arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values)
         compiled = self._kernel[grid](*arguments, **options)
         if is_interpreted():
             return
-        if len(self._known) >= MAX_KEYS:
-            self._known.clear()
         constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
         self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)
 
@@ -81,22 +92,45 @@ def _relaunch(
     """What launches a compiled kernel again: Triton's own way, or the call that it ends in."""
     again = compiled[grid]
     if not is_known_triton():
-        return lambda addresses, numbers: again(*addresses, *integers, *numbers, *constants)
+        return lambda addresses, values: again(*addresses, *integers, *values, *constants)
     from triton import knobs
     from triton.runtime import driver
 
     hooks, get_stream = knobs.runtime, driver.active.get_current_stream
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     width, height, depth = grid
+    has_descriptor = bool(getattr(compiled.metadata, "tensordesc_meta", None))
+    if has_descriptor:
+        run, tensor_map = _with_tensor_maps(compiled)
 
-    def relaunch(addresses: tuple[int, ...], numbers: tuple[float, ...]) -> None:
-        arguments = addresses + integers + numbers + constants
+    def relaunch(addresses: tuple[int, ...], values: tuple[Any, ...]) -> None:
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler listens
-            again(*arguments)
-        else:
-            run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
+            again(*addresses, *integers, *values, *constants)
+            return
+        if has_descriptor:
+            values = values[:-1] + tensor_map(values[-1])
+        arguments = addresses + integers + values + constants
+        run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
 
     return relaunch
+
+
+def _with_tensor_maps(compiled: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+    """Triton's launch behind the part that makes a tensor map of a descriptor anew for each, and a map that is kept."""
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    run = copy(compiled.run)
+    run.launch = getclosurevars(run.launch).nonlocals["launcher"]
+    (layout,) = compiled.metadata.tensordesc_meta
+    known: Known[tuple[Any, tuple[Any, ...]]] = Known()  # with the descriptors, so that no other has the id of one
+
+    def tensor_map(descriptor: Any) -> tuple[Any, ...]:
+        found = known.get(id(descriptor))
+        if found is None:
+            found = known[id(descriptor)] = (descriptor, tuple(make_tensordesc_arg(descriptor, layout)))
+        return found[1]
+
+    return run, tensor_map
 
 
 class Scratch:
@@ -153,11 +187,9 @@ def short_key(key: Hashable) -> int:
     """A number for a key that is hashed often: the same for equal keys, until too many others came between."""
     short = _short_keys.get(key)
     if short is None:
-        if len(_short_keys) >= MAX_KEYS:
-            _short_keys.clear()
         short = _short_keys[key] = next(_numbers)
     return short
 
 
-_short_keys: dict[Hashable, int] = {}
+_short_keys: Known[int] = Known()
 _numbers = count()  # none twice: launches are known by them

@@ -18,6 +18,8 @@ of hopper_prefill.py instead.
 """
 
 import math
+from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,7 +36,7 @@ from pbench.kernels.launch import (
     device_limits,
     runs_on_triton,
 )
-from pbench.kernels.launcher import Launch, Launcher, layout_of
+from pbench.kernels.launcher import Known, Launch, Launcher, layout_of, short_key
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.tiling import Operands, PrefillTiling
 from pbench.kernels.tuning_table import choose_prefill_tiling
@@ -215,6 +217,7 @@ def _prefill_attention_kernel(
 
 
 _launch = Launcher(_prefill_attention_kernel)
+_tilings: Known[PrefillTiling | None] = Known()  # of layouts of arguments that fit; None: Hopper's own kernel
 
 
 def prefill_attention(
@@ -254,14 +257,43 @@ def prefill_attention(
     Raises:
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
-    check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
-    check_query_start(query_start, table.shape[0])
     if out is None:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    else:
+    key = short_key(
+        (
+            query.get_device(),
+            query.dtype,
+            query.shape,
+            query.stride(),
+            kv.dtype,
+            kv.shape,
+            kv.stride(),
+            kv.data_ptr() & 15,
+            table.dtype,
+            table.shape,
+            table.stride(),
+            query_start.dtype,
+            query_start.shape,
+            query_start.stride(),
+            context_lens.dtype,
+            context_lens.shape,
+            context_lens.stride(),
+            out.dtype,
+            out.shape,
+            out.stride(),
+            is_contiguous,
+            window,
+            soft_cap,
+        )
+    )  # what layout_of gives, spelled out, as it takes the host half as long again
+    if key not in _tilings:
+        check_attention(query, kv, table, context_lens, is_contiguous, window, soft_cap)
+        check_query_start(query_start, table.shape[0])
         check_shape("out", out, query.shape)
         check_dtype("out", out, query.dtype)
         check_contiguous("out", out)
+        _tilings[key] = None if suits_hopper(query, kv, is_contiguous) else _tiling(query, kv)
+    tiling = _tilings[key]
     if not runs_on_triton(query):
         result = prefill_attention_reference(
             query,
@@ -279,10 +311,8 @@ def prefill_attention(
         rows = slice(int(query_start[0]), int(query_start[-1]))
         out[rows] = result[rows]
         return out
-    if suits_hopper(query, kv, is_contiguous, window, soft_cap):
-        from pbench.kernels.hopper_prefill import hopper_prefill_attention
-
-        return hopper_prefill_attention(
+    if tiling is None:
+        return _hopper_attention()(
             query,
             kv,
             table,
@@ -292,6 +322,9 @@ def prefill_attention(
             scale=scale,
             key_scale=key_scale,
             value_scale=value_scale,
+            window=window,
+            soft_cap=soft_cap,
+            key=key,
         )
     return prefill_attention_triton(
         query,
@@ -302,17 +335,24 @@ def prefill_attention(
         out,
         scale=scale,
         is_contiguous=is_contiguous,
-        tiling=_tiling(query, kv),
+        tiling=tiling,
         key_scale=key_scale,
         value_scale=value_scale,
         window=window,
         soft_cap=soft_cap,
+        key=key,
     )
 
 
-def suits_hopper(
-    query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool, window: int | None, soft_cap: float | None
-) -> bool:
+@cache
+def _hopper_attention() -> Callable[..., torch.Tensor]:
+    """Imported where it is launched: its language comes with some versions of Triton only."""
+    from pbench.kernels.hopper_prefill import hopper_prefill_attention
+
+    return hopper_prefill_attention
+
+
+def suits_hopper(query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool) -> bool:
     """Whether the kernel of hopper_prefill.py computes this: on a Hopper GPU, if it knows the layout."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = kv.shape[2:4]
@@ -321,8 +361,6 @@ def suits_hopper(
         and runs_on_triton(query)
         and device_limits(query).capability == HOPPER
         and not is_contiguous
-        and window is None
-        and soft_cap is None
         and query.dtype == kv.dtype
         and query.element_size() == 2
         and head_dim in (64, 128)
@@ -355,16 +393,18 @@ def prefill_attention_triton(
     window: int | None = None,
     soft_cap: float | None = None,
     is_masked_throughout: bool = False,
+    key: Hashable = None,
 ) -> torch.Tensor:
     """Launch the kernel on checked arguments (see ``prefill_attention``), cut up as ``tiling`` says.
 
-    Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py).
+    Where ``is_masked_throughout``, the very same instructions compute all tiles (invariant_attention.py). Equal
+    ``key``s mean equal layouts of the tensors; it is made of them where the caller has none.
     """
     if table.shape[0] == 0 or query.shape[0] == 0:
         return out
     tensors = (query, kv, table, query_start, context_lens, out)
     _launch(
-        (layout_of(*tensors), tiling, is_contiguous, window, soft_cap, is_masked_throughout),
+        (layout_of(*tensors) if key is None else key, tiling, is_contiguous, window, soft_cap, is_masked_throughout),
         tensors,
         (scale * key_scale * math.log2(math.e), float(value_scale)),
         lambda: _first_launch(query, kv, table, tiling, is_contiguous, window, soft_cap, is_masked_throughout),

@@ -1,15 +1,14 @@
 """``pbench kernels``: how fast the kernels are, as shares of what this machine reaches."""
 
-import json
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from pbench.commands.kernels_tune import tune
-from pbench.errors import UsageError
+from pbench.errors import RunFailedError, UsageError
 
-_ATTENTION = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
+_ATTENTION = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
 _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host")
 
 
@@ -19,9 +18,10 @@ _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host
     "kernels",
     type=click.Choice(_KERNELS),
     multiple=True,
-    help="Time this one only; repeatable. Rows are the kernels that treat every token apart; products those of a decode"
-    " step's few rows with the weights of a layer; most likely is the choice of greedy requests; host is the time that"
-    " the host takes for a call.  [default: all]",
+    help="Time this one only; repeatable. Mixed is a step's decodes and prompts, in two launches and otherwise; rows"
+    " are the kernels that treat every token apart; products those of a decode step's few rows with the weights of a"
+    " layer; most likely is the choice of greedy requests; host is the time that the host takes for a call."
+    "  [default: all]",
 )
 @click.option("--paging-tax", is_flag=True, help="Time block tables against contiguous extents instead.")
 @click.option("--block-size", type=click.IntRange(min=1), default=16, show_default=True, help="Slots in a block.")
@@ -36,7 +36,7 @@ _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host
     "out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write ceilings, raw samples and the environment; `pbench simulate --ceilings` reads it.",
+    help="Write ceilings, raw samples and the environment, while it measures; `pbench simulate --ceilings` reads it.",
 )
 @click.pass_context
 def kernels(
@@ -56,7 +56,8 @@ def kernels(
     samples counts, with the spread from the 10th to the 90th percentile. Other implementations that can be imported
     (FlashInfer, flash-attn, vLLM's, torch's own) are timed beside ours on the same inputs, if their results are right,
     and geometric means say how ours stands beside each. Without a GPU the shapes are scaled down and the torch
-    references are timed: that shows that the bench works, and nothing else.
+    references are timed: that shows that the bench works, and nothing else. A kernel of ours that fails is named, the
+    others go on, and the exit code is 1.
 
     tune: look for faster ways to cut up the launches of attention on this GPU.
     """
@@ -67,9 +68,10 @@ def kernels(
     import torch
 
     from pbench.console import console_for
-    from pbench.kernel_bench.bench import KernelPlan, document, measure_ceilings, measure_kernels, measure_paging_tax
+    from pbench.kernel_bench.bench import KernelPlan, measure_ceilings, measure_kernels, measure_paging_tax
+    from pbench.kernel_bench.record import KernelRecord
     from pbench.kernel_bench.view import print_ceilings, print_measurements
-    from pbench.text_output import check_out, write_out
+    from pbench.text_output import check_out
 
     if block_size & (block_size - 1):
         raise UsageError(f"--block-size {block_size}: block tables need a power of two")
@@ -89,18 +91,16 @@ def kernels(
     with console.status("measuring the ceilings"):
         ceilings = measure_ceilings(plan)
     print_ceilings(ceilings, console)
-    measurements = []
-    with console.status("timing") as status:
-        for measurement in measure_paging_tax(plan) if paging_tax else measure_kernels(plan):
-            measurements.append(measurement)
-            status.update(f"timing: {measurement.kernel}, {measurement.shape} done")
-    print_measurements(measurements, ceilings, console)
-    if out is not None:
-        from pbench.environment import gpu_environment, host_environment
-
-        environment = host_environment() | {"gpu": gpu_environment(plan.device, None) if is_cuda else None}
-        text = json.dumps(document(ceilings, measurements, plan) | {"environment": environment}, indent=1)
-        write_out(out, text + "\n")
+    record = KernelRecord(out, ceilings, plan)
+    try:
+        with record, console.status("timing") as status:
+            for measurement in measure_paging_tax(plan) if paging_tax else measure_kernels(plan):
+                record.add(measurement)
+                status.update(f"timing: {measurement.kernel}, {measurement.shape} done")
+    finally:
+        print_measurements(record.measurements, ceilings, console)
+    if faults := [f"{one.kernel}, {one.shape}: {one.failure}" for one in record.measurements if one.is_fault]:
+        raise RunFailedError("\n".join(faults))
 
 
 kernels.add_command(tune)

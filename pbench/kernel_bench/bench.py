@@ -1,6 +1,6 @@
 """Times every kernel against what this machine reaches, beside other implementations that can be imported."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -12,6 +12,7 @@ from pbench.kernel_bench.cases import (
     OURS,
     OURS_FLAT,
     OURS_FP8,
+    Builder,
     Case,
     attention_case,
     attention_error,
@@ -24,14 +25,16 @@ from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_ratios
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.mixed import mixed_ways
 from pbench.kernel_bench.pairs import Pair, most_likely_pair, product_pair
-from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer, result_error
+from pbench.kernel_bench.peer import MAX_ERROR_RATIO, ROUNDING, Peer, result_error
 from pbench.kernel_bench.peers import peers
 from pbench.kernel_bench.shapes import (
     CPU_SIZE,
     GPU_SIZE,
     AttentionShape,
     BenchSize,
+    ProductShape,
     attention_shapes,
     product_shapes,
     taxed_shapes,
@@ -39,7 +42,7 @@ from pbench.kernel_bench.shapes import (
 from pbench.kernel_bench.timing import time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
-ATTENTION_KERNELS = ("decode", "ragged", "prefill", "shared", "window", "soft cap")
+ATTENTION_KERNELS = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
 OTHER_KERNELS = ("copy blocks", "rows", "products", "most likely", "host")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"
@@ -91,29 +94,64 @@ def measure_ceilings(plan: KernelPlan) -> Ceilings:
 
 def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
     """Every kernel of the plan on all its shapes, and peers beside them; failures are measurements too."""
-    buffers = Buffers.of(plan.device, plan.dtype, plan.seed)
-    for shape in attention_shapes(plan.size, plan.seed):
+    size, buffers = plan.size, Buffers.of(plan.device, plan.dtype, plan.seed)
+    for shape in attention_shapes(size, plan.seed):
         if shape.kernel in plan.kernels:
-            yield from _measure_attention(shape, plan, buffers)
-    if "copy blocks" in plan.kernels:
-        yield _measure(partial(copy_case, plan.size, plan.block_size, buffers), plan)
-    if "rows" in plan.kernels:
-        for num_tokens in plan.size.num_row_tokens:
-            for build in row_cases(plan.size, plan.block_size, num_tokens, buffers):
-                yield _measure(build, plan)
-        for num_rows in plan.size.num_choices:
-            for build in choice_cases(plan.size.vocab_size, num_rows, buffers):
-                yield _measure(build, plan)
+            yield from _kept(shape.kernel, shape.name, partial(_measure_attention, shape, plan, buffers))
+    for builder in _builders(plan, buffers):
+        yield from _kept(builder.kernel, builder.shape, partial(_measure_built, builder, plan))
     if "products" in plan.kernels:
-        for product in product_shapes(plan.size):
-            yield from measure_pair(product_pair(product, buffers), plan)
+        for product in product_shapes(size):
+            yield from _kept(product.kernel, product.name, partial(_measure_product, product, plan, buffers))
     if "most likely" in plan.kernels:
-        for num_rows in plan.size.num_most_likely:
-            yield from measure_pair(most_likely_pair(plan.size.models[0].vocab_size, num_rows, buffers), plan)
+        for num_rows in size.num_most_likely:
+            yield from _kept("most likely", f"{num_rows} rows", partial(_measure_most_likely, num_rows, plan, buffers))
     if "host" in plan.kernels:
-        for case in host_cases(plan.size, plan.block_size, buffers):
-            timing = time_host(case.calls[0], plan.device, plan.num_samples)
-            yield Measurement(case.kernel, case.shape, case.implementation, 0, 0, timing)
+        for builder in host_cases(size, plan.block_size, buffers):
+            yield from _kept(builder.kernel, builder.shape, partial(_measure_host, builder, plan))
+
+
+def _kept(kernel: str, shape: str, measure: Callable[[], Iterator[Measurement]]) -> Iterator[Measurement]:
+    """What is measured, and why no more is where something raises: other cases go on."""
+    try:
+        yield from measure()
+    except Exception as raised:
+        yield Measurement(kernel, shape, OURS, 0, 0, None, failure=_reason(raised), is_fault=True)
+
+
+def _reason(raised: Exception) -> str:
+    return f"{type(raised).__name__}: {raised}".splitlines()[0]
+
+
+def _builders(plan: KernelPlan, buffers: Buffers) -> Iterator[Builder]:
+    """Of cases that have nothing beside them."""
+    size = plan.size
+    if "copy blocks" in plan.kernels:
+        shape = f"{size.num_copied_blocks} of {plan.block_size}"
+        yield Builder("copy blocks", shape, partial(copy_case, shape, size, plan.block_size, buffers))
+    if "rows" in plan.kernels:
+        for num_tokens in size.num_row_tokens:
+            yield from row_cases(size, plan.block_size, num_tokens, buffers)
+        for num_rows in size.num_choices:
+            yield from choice_cases(size.vocab_size, num_rows, buffers)
+
+
+def _measure_built(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:
+    yield _time(builder.build(), plan)
+
+
+def _measure_product(shape: ProductShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
+    yield from measure_pair(product_pair(shape, buffers), plan)
+
+
+def _measure_most_likely(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
+    yield from measure_pair(most_likely_pair(plan.size.models[0].vocab_size, num_rows, buffers), plan)
+
+
+def _measure_host(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:
+    case = builder.build()
+    timing = time_host(case.calls[0], plan.device, plan.num_samples)
+    yield Measurement(case.kernel, case.shape, case.implementation, 0, 0, timing)
 
 
 def measure_pair(pair: Pair, plan: KernelPlan) -> Iterator[Measurement]:
@@ -132,24 +170,28 @@ def measure_pair(pair: Pair, plan: KernelPlan) -> Iterator[Measurement]:
 def measure_paging_tax(plan: KernelPlan) -> Iterator[Measurement]:
     """Decode attention with contiguous extents, then with block tables of every block size."""
     buffers = Buffers.of(plan.device, plan.dtype, plan.seed)
-    heads = plan.size.heads
     for shape in taxed_shapes(plan.size):
-        inputs = attention_inputs(shape, heads, 1, buffers, is_contiguous=True)
-        base = _measure(_ours(inputs, plan), plan)
-        base = replace(base, kernel="paging tax", implementation=CONTIGUOUS, is_paged=False)
-        yield base
-        for block_size in TAXED_BLOCK_SIZES:
-            del inputs
-            inputs = attention_inputs(shape, heads, block_size, buffers)
-            paged = _measure(_ours(inputs, plan), plan)
-            slowdown = None
-            if paged.timing and base.timing:
-                slowdown = paged.timing.median_us / base.timing.median_us
-            name = f"blocks of {block_size}"
-            yield replace(paged, kernel="paging tax", implementation=name, slowdown=slowdown)
+        yield from _kept("paging tax", shape.name, partial(_measure_tax, shape, plan, buffers))
 
 
-def document(ceilings: Ceilings, measurements: list[Measurement], plan: KernelPlan) -> dict[str, Any]:
+def _measure_tax(shape: AttentionShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
+    heads = plan.size.heads
+    inputs = attention_inputs(shape, heads, 1, buffers, is_contiguous=True)
+    base = _time(_ours(inputs, plan), plan)
+    base = replace(base, kernel="paging tax", implementation=CONTIGUOUS, is_paged=False)
+    yield base
+    for block_size in TAXED_BLOCK_SIZES:
+        del inputs
+        inputs = attention_inputs(shape, heads, block_size, buffers)
+        paged = _time(_ours(inputs, plan), plan)
+        slowdown = None
+        if paged.timing and base.timing:
+            slowdown = paged.timing.median_us / base.timing.median_us
+        name = f"blocks of {block_size}"
+        yield replace(paged, kernel="paging tax", implementation=name, slowdown=slowdown)
+
+
+def document(ceilings: Ceilings, measurements: Sequence[Measurement], plan: KernelPlan) -> dict[str, Any]:
     """All of it as plain data, raw samples included."""
     ratios = peer_ratios(measurements)
     return {
@@ -190,6 +232,7 @@ def _fields(measurement: Measurement, ceilings: Ceilings) -> dict[str, Any]:
         "share_of_ceiling": measurement.share(ceilings),
         "error": measurement.error,
         "failure": measurement.failure,
+        "is_fault": measurement.is_fault,
         "slowdown": measurement.slowdown,
         "is_paged": measurement.is_paged,
         "calls_per_sample": timing and timing.num_calls,
@@ -199,29 +242,26 @@ def _fields(measurement: Measurement, ceilings: Ceilings) -> dict[str, Any]:
 
 def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
     inputs = attention_inputs(shape, plan.size.heads, plan.block_size, buffers)
-    case = _ours(inputs, plan)()
+    case = _ours(inputs, plan)
     ours = _time(case, plan)
     yield ours
     if shape.num_shared_tokens and plan.device.type == "cuda":
-        yield _measure(_ours(inputs, plan, OURS_FLAT), plan)
-    if not shape.is_prefill and plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY:
-        yield _measure(_ours(inputs, plan, OURS_FP8), plan)
-    beside = tuple(peers(inputs)) if plan.has_peers else ()
+        yield _time(_ours(inputs, plan, OURS_FLAT), plan)
+    has_fp8 = plan.device.type == "cuda" and torch.cuda.get_device_capability() >= FP8_CAPABILITY
+    if has_fp8 and max(shape.query_lens) == 1:
+        yield _time(_ours(inputs, plan, OURS_FP8), plan)
+    beside = tuple(mixed_ways(inputs) if shape.prompt_lens else peers(inputs) if plan.has_peers else ())
     for peer in beside:
         yield _measure_peer(peer, inputs, case, ours, plan)
     if beside:
         yield replace(_time(case, plan), implementation=AGAIN)
 
 
-def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Callable[[], Case]:
+def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Case:
     heads, shape = plan.size.heads, inputs.shape
     kv_bytes = FP8.itemsize if implementation == OURS_FP8 else plan.dtype.itemsize
     num_bytes, flops = shape.num_bytes(heads, plan.dtype.itemsize, kv_bytes), shape.flops(heads)
-    return lambda: attention_case(inputs, num_bytes, flops, implementation)
-
-
-def _measure(build: Callable[[], Case], plan: KernelPlan) -> Measurement:
-    return _time(build(), plan)
+    return attention_case(inputs, num_bytes, flops, implementation)
 
 
 def _time(case: Case, plan: KernelPlan) -> Measurement:
@@ -235,7 +275,7 @@ def _time(case: Case, plan: KernelPlan) -> Measurement:
 
 def _wrong(error: float, own_error: float) -> str | None:
     """Why a peer's result is another than ours."""
-    if error <= MAX_ERROR_RATIO * own_error:  # NaN is not
+    if error <= MAX_ERROR_RATIO * max(own_error, ROUNDING):  # NaN is not
         return None
     return f"wrong: {error:.1e} away from the right result, ours {own_error:.1e}"
 
@@ -257,4 +297,4 @@ def _measure_peer(peer: Peer, inputs: AttentionInputs, case: Case, ours: Measure
             return replace(theirs, failure=failure)
         return replace(theirs, timing=time_calls(calls, plan.device, plan.num_samples))
     except Exception as raised:
-        return replace(theirs, failure=f"{type(raised).__name__}: {raised}".splitlines()[0])
+        return replace(theirs, failure=_reason(raised))

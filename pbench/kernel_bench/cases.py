@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ class Case:
     unfit: str | None = None  # why it cannot run here
 
 
+class Builder(NamedTuple):
+    """Of a case, which has a name before there are buffers for it."""
+
+    kernel: str
+    shape: str
+    build: Callable[[], Case]
+
+
 def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implementation: str = OURS) -> Case:
     """Decode or prefill attention of this project on these inputs; with OURS_FP8 on their KV in 8-bit floats.
 
@@ -56,6 +64,8 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
         inputs = replace(inputs, kv=inputs.kv.to(FP8))
     if inputs.shape.is_prefill:
         run: Callable[[AttentionInputs, int], Tensor] = _prefill
+    elif inputs.shape.prompt_lens:
+        run = partial(attend_apart, plan=decode_plan(inputs))
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
         shared = None if implementation == OURS_FLAT else shared_runs(inputs)
         plan = plan_for(inputs.queries[0], inputs.kv, inputs.context_lens, shared, inputs.shape.window)
@@ -75,7 +85,7 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
 def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
     """Distance of the first call's result ``(num_queries, num_heads, head_dim)`` from float64, relative: L2 norms.
 
-    Looks at the first and the last sequence; of a prefill, at the last queries of each.
+    Looks at the first and the last sequence; of a prompt, at its last queries.
     """
     options: dict[str, Any] = {
         "scale": inputs.scale,
@@ -90,7 +100,7 @@ def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
         end = int(inputs.query_start[sequence + 1])
         count = min(end - int(inputs.query_start[sequence]), CHECKED_QUERIES)
         query = inputs.queries[0][end - count : end].double()
-        if inputs.shape.is_prefill:
+        if inputs.shape.is_prefill or inputs.shape.prompt_lens:
             start = torch.tensor([0, count], dtype=torch.int32, device=length.device)
             expected = prefill_attention_reference(query, kv, table, start, length, **options)
         else:
@@ -100,7 +110,7 @@ def attention_error(inputs: AttentionInputs, out: Tensor) -> float:
     return float((difference / norm) ** 0.5)
 
 
-def copy_case(size: BenchSize, block_size: int, buffers: Buffers) -> Case:
+def copy_case(name: str, size: BenchSize, block_size: int, buffers: Buffers) -> Case:
     """Copy-on-write of many blocks of one layer, each set of pairs its own."""
     heads, count = size.heads, size.num_copied_blocks
     block_bytes = heads.kv_numel * block_size * buffers.dtype.itemsize
@@ -116,7 +126,7 @@ def copy_case(size: BenchSize, block_size: int, buffers: Buffers) -> Case:
 
     return Case(
         "copy blocks",
-        f"{count} of {block_size}",
+        name,
         OURS,
         tuple(partial(copy_blocks, pool, own) for own in pairs.unbind()),
         2 * count * block_bytes,
@@ -125,8 +135,8 @@ def copy_case(size: BenchSize, block_size: int, buffers: Buffers) -> Case:
     )
 
 
-def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffers) -> Iterator[Callable[[], Case]]:
-    """The kernels that treat every token apart, on a batch of ``num_tokens``; each is built when it is called."""
+def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffers) -> Iterator[Builder]:
+    """The kernels that treat every token apart, on a batch of ``num_tokens``."""
     heads, hidden, wide = size.heads, size.hidden_size, size.intermediate_size
     name = f"{num_tokens} tokens"
     element = buffers.dtype.itemsize * num_tokens
@@ -154,33 +164,45 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
     normed = rotation._replace(norms=HeadNorms(buffers.random(heads.head_dim), buffers.random(heads.head_dim), EPS))
     rotate = partial(_rotate, heads=heads, block_size=block_size, buffers=buffers)
 
-    yield partial(case, "rms norm", 2 * hidden, norm)
-    yield partial(case, "add + rms norm", 4 * hidden, add_norm)
-    yield partial(case, "silu and mul", 3 * wide, silu)
     rotated_numel = 2 * (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
-    yield partial(case, "rotary + write kv", rotated_numel, partial(rotate, rotation))
-    yield partial(case, "norms + rotary + write kv", rotated_numel, partial(rotate, normed))
+    for kernel, numel, make in (
+        ("rms norm", 2 * hidden, norm),
+        ("add + rms norm", 4 * hidden, add_norm),
+        ("silu and mul", 3 * wide, silu),
+        ("rotary + write kv", rotated_numel, partial(rotate, rotation)),
+        ("norms + rotary + write kv", rotated_numel, partial(rotate, normed)),
+    ):
+        yield Builder(kernel, name, partial(case, kernel, numel, make))
 
 
-def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Case]:
-    """What a layer of a decode step calls for its attention; the plan is of the step. For the time of the host."""
+def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:
+    """What a layer of a step calls for its attention; the plan is of the step. For the time of the host."""
     batch, length = min(32, size.max_batch), 512 // size.length_divisor
-    shape = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
-    inputs = attention_inputs(shape, size.heads, block_size, buffers)
-    query, out = inputs.queries[0], torch.empty_like(inputs.queries[0])
-    decode = partial(
-        decode_attention,
-        query,
-        inputs.kv,
-        inputs.tables[0],
-        inputs.context_lens,
-        scale=inputs.scale,
-        out=out,
-        plan=plan_for(query, inputs.kv, inputs.context_lens),
-    )
-    rotate = _rotate(_rotation(size.heads, batch, buffers), heads=size.heads, block_size=block_size, buffers=buffers)
-    yield Case("host", shape.name, OURS, (decode,), 0, 0)
-    yield Case("host", f"rotary + write kv, {batch} tokens", OURS, (rotate,), 0, 0)
+
+    def attend(shape: AttentionShape, is_contiguous: bool = False) -> Case:
+        inputs = attention_inputs(shape, size.heads, block_size, buffers, is_contiguous=is_contiguous)
+        query, kv, table, lens = inputs.queries[0], inputs.kv, inputs.tables[0], inputs.context_lens
+        call: Callable[..., Tensor]  # as an engine has it: nothing of the bench's own is in the time
+        if shape.is_prefill:
+            call = partial(prefill_attention, query, kv, table, inputs.query_start, lens, is_contiguous=is_contiguous)
+        else:
+            call = partial(decode_attention, query, kv, table, lens, plan=plan_for(query, kv, lens))
+        call = partial(call, scale=inputs.scale, out=torch.empty_like(query))
+        return Case(shape.kernel, shape.name, OURS, (call,), 0, 0)
+
+    def rotate(name: str) -> Case:
+        rotation = _rotation(size.heads, batch, buffers)
+        call = _rotate(rotation, heads=size.heads, block_size=block_size, buffers=buffers)
+        return Case("host", name, OURS, (call,), 0, 0)
+
+    decode = AttentionShape("host", f"decode, {batch} x {length}", (length,) * batch)
+    prompt = AttentionShape("host", f"prefill, 1 x {length}", (length,), is_prefill=True)
+    extent = replace(prompt, name=f"{prompt.name}, contiguous")  # of which Hopper has no kernel of its own
+    rotated = f"rotary + write kv, {batch} tokens"
+    yield Builder("host", decode.name, partial(attend, decode))
+    yield Builder("host", rotated, partial(rotate, rotated))
+    yield Builder("host", prompt.name, partial(attend, prompt))
+    yield Builder("host", extent.name, partial(attend, extent, is_contiguous=True))
 
 
 def _rotation(heads: Heads, num_tokens: int, buffers: Buffers) -> Rotation:
@@ -208,15 +230,15 @@ CHOICES = {
 }
 
 
-def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[Callable[[], Case]]:
-    """The choice of a token for each of ``num_rows``, under different rules; each is built when it is called.
+def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[Builder]:
+    """The choice of a token for each of ``num_rows``, under different rules.
 
     Logits are those of a model that is fairly sure, which is what most filters are made for.
     """
-    num_bytes = num_rows * vocab_size * buffers.dtype.itemsize
+    num_bytes, shape = num_rows * vocab_size * buffers.dtype.itemsize, f"{num_rows} of {vocab_size}"
     keys = noise_keys(list(range(num_rows)), [buffers.seed] * num_rows).to(buffers.device)
 
-    def case(name: str, rule: tuple[float, ...]) -> Case:
+    def case(kernel: str, rule: tuple[float, ...]) -> Case:
         rules = torch.tensor([rule] * num_rows, dtype=torch.float64).T.contiguous().to(buffers.device)
         num_calls = buffers.num_rotations(num_bytes)
         logits = [3 * buffers.random(num_rows, vocab_size) for _ in range(num_calls)]
@@ -226,10 +248,10 @@ def choice_cases(vocab_size: int, num_rows: int, buffers: Buffers) -> Iterator[C
             return float((choose_tokens(logits[0], keys, rules).cpu() != expected).sum())
 
         calls = tuple(partial(choose_tokens, own, keys, rules) for own in logits)
-        return Case(f"choose, {name}", f"{num_rows} of {vocab_size}", OURS, calls, num_bytes, 0, error)
+        return Case(kernel, shape, OURS, calls, num_bytes, 0, error)
 
     for name, rule in CHOICES.items():
-        yield partial(case, name, rule)
+        yield Builder(f"choose, {name}", shape, partial(case, f"choose, {name}", rule))
 
 
 def shared_runs(inputs: AttentionInputs, members_per_tile: int | None = None) -> SharedRuns | None:
@@ -260,6 +282,44 @@ def _decode(inputs: AttentionInputs, index: int, plan: DecodePlan | None) -> Ten
         window=inputs.shape.window,
         soft_cap=inputs.shape.soft_cap,
     )
+
+
+def decode_plan(inputs: AttentionInputs) -> DecodePlan | None:
+    """Of the decodes that come before prompts; for all calls."""
+    count = inputs.shape.num_decodes
+    return plan_for(inputs.queries[0][:count], inputs.kv, inputs.context_lens[:count])
+
+
+def attend_apart(
+    inputs: AttentionInputs, index: int, plan: DecodePlan | None, beside: torch.cuda.Stream | None = None
+) -> Tensor:
+    """Decodes, then the prompts behind them, as an engine launches them; or both at once, the decodes on ``beside``."""
+    count, query, table = inputs.shape.num_decodes, inputs.queries[index], inputs.tables[index]
+    out = torch.empty_like(query)
+    if beside:
+        beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        decode_attention(
+            query[:count],
+            inputs.kv,
+            table[:count],
+            inputs.context_lens[:count],
+            scale=inputs.scale,
+            out=out[:count],
+            plan=plan,
+        )
+    prefill_attention(
+        query,
+        inputs.kv,
+        table[count:],
+        inputs.query_start[count:],
+        inputs.context_lens[count:],
+        scale=inputs.scale,
+        out=out,
+    )
+    if beside:
+        torch.cuda.current_stream().wait_stream(beside)
+    return out
 
 
 def _prefill(inputs: AttentionInputs, index: int) -> Tensor:

@@ -43,7 +43,7 @@ class Comparison:
 
 def peer_ratios(measurements: Sequence[Measurement]) -> dict[Measurement, float]:
     """For every peer that was timed where ours was: our median over its."""
-    ours = {(one.kernel, one.shape): one.timing for one in measurements if one.implementation == OURS}
+    ours = {(one.kernel, one.shape): one.timing for one in measurements if one.implementation == OURS and one.timing}
     ratios = {}
     for one in measurements:
         own = ours.get((one.kernel, one.shape))

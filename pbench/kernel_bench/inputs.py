@@ -79,9 +79,7 @@ def attention_inputs(
     else:
         kv, tables = _blocks(shape, heads, block_size, num_calls, buffers)
     lens = torch.tensor(shape.context_lens, dtype=torch.int32)
-    query_lens = lens if shape.is_prefill else torch.ones_like(lens)
-    query_start = torch.zeros(len(lens) + 1, dtype=torch.int32)
-    query_start[1:] = query_lens.cumsum(0)
+    query_start = torch.tensor((0, *shape.query_lens)).cumsum(0).to(torch.int32)
     return AttentionInputs(
         shape,
         kv,

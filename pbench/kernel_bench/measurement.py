@@ -19,6 +19,7 @@ class Measurement:
     error: float | None = None  # relative to float64; of a copy and of choices, how many differ
     failure: str | None = None
     slowdown: float | None = None  # of the paging tax: over contiguous addressing
+    is_fault: bool = False  # ours failed where it should run
     is_paged: bool = True  # KV lies in blocks that a table names, if there is KV
 
     def share(self, ceilings: Ceilings) -> float | None:

@@ -1,4 +1,4 @@
-"""The shapes on which kernels are timed: decode from 1 x 8192 to 256 x 4096, ragged batches, prefill, shared prefixes.
+"""The shapes on which kernels are timed: decode from 1 x 8192 to 256 x 4096, ragged, prefill, both, shared prefixes.
 
 The heads are those of an 8-billion model of the Llama family; the products of decode steps are those of a small model
 too. On the CPU everything is scaled down to what takes milliseconds.
@@ -36,25 +36,35 @@ class Heads:
 class AttentionShape:
     """A batch of sequences that one attention kernel serves in one call."""
 
-    kernel: str  # "decode", "ragged", "prefill", "shared", "window" or "soft cap"
+    kernel: str  # "decode", "ragged", "prefill", "mixed", "shared", "window" or "soft cap"
     name: str
     context_lens: tuple[int, ...]  # tokens, those of the call included
     is_prefill: bool = False  # every token of the context is a query; else the last one is
     num_shared_tokens: int = 0  # at the start of every context, in the same blocks
     window: int | None = None  # tokens that a query sees at most
     soft_cap: float | None = None
+    num_decodes: int = 0  # where prompts follow them: so many sequences have one query
+    prompt_lens: tuple[int, ...] = ()  # the queries of each prompt, the last tokens of its context
+
+    @property
+    def query_lens(self) -> tuple[int, ...]:
+        """Query tokens of each sequence."""
+        if self.prompt_lens:
+            return (*(1,) * self.num_decodes, *self.prompt_lens)
+        return self.context_lens if self.is_prefill else (1,) * len(self.context_lens)
 
     @property
     def num_queries(self) -> int:
         """Query tokens of all sequences."""
-        return sum(self.context_lens) if self.is_prefill else len(self.context_lens)
+        return sum(self.query_lens)
 
     def flops(self, heads: Heads) -> int:
         """Of scores and weighted sums; a causal prefill counts half its square."""
         pairs = 0
-        for length in self.context_lens:
+        for length, count in zip(self.context_lens, self.query_lens, strict=True):
             seen = length if self.window is None else min(length, self.window)
-            pairs += seen * seen // 2 + (length - seen) * seen if self.is_prefill else seen
+            rising = min(count, seen)  # so many queries see one token more than the one before them
+            pairs += count * seen - rising * rising // 2
         return 4 * heads.num_heads * heads.head_dim * pairs
 
     def num_bytes(self, heads: Heads, element_bytes: int, kv_element_bytes: int) -> int:
@@ -153,6 +163,8 @@ _UNIFORM = (
 )
 _RAGGED = ((256, 512), (128, 1024), (64, 2048), (32, 4096), (16, 8192))  # batch, mean
 _PREFILL = ((1, 2048), (4, 2048), (1, 8192), (1, 32768))
+# Prompts, new tokens of each, their cached prefix; decodes, context of each.
+_MIXED = ((1, 2048, 0, 128, 1024), (1, 512, 0, 255, 1024), (4, 1984, 0, 256, 1024), (8, 256, 1024, 64, 4096))
 _SHARED = ((256, 8192, 256), (256, 1024, 256), (64, 1024, 256), (32, 4096, 512))  # batch, shared, own
 _WINDOWED = ((8, 32768, 4096, False), (64, 4096, 1024, False), (1, 32768, 4096, True))  # batch, length, window, prefill
 _CAPPED = ((64, 4096, False), (1, 8192, True))  # batch, length, prefill
@@ -175,6 +187,8 @@ def attention_shapes(size: BenchSize, seed: int) -> Iterator[AttentionShape]:
         yield AttentionShape("ragged", f"{batch} of mean {mean // divisor}", lens)
     for batch, length in _PREFILL:
         yield replace(_uniform("prefill", batch, length, size), is_prefill=True)
+    for mixed in _MIXED:
+        yield _mixed(*mixed, size)
     for full_batch, *parts in _SHARED:
         batch, (shared, own) = min(full_batch, size.max_batch), (part // size.length_divisor for part in parts)
         lens = (shared + own,) * batch
@@ -223,6 +237,18 @@ def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:
     mu = math.log(mean) - RAGGED_SIGMA**2 / 2
     drawn = (round(generator.lognormvariate(mu, RAGGED_SIGMA)) for _ in range(batch))
     return tuple(min(max(length, 1), RAGGED_LONGEST) for length in drawn)
+
+
+def _mixed(num_prompts: int, new: int, prefix: int, num_decodes: int, length: int, size: BenchSize) -> AttentionShape:
+    num_prompts, num_decodes = min(num_prompts, size.max_batch), min(num_decodes, size.max_batch)
+    new, prefix, length = (part // size.length_divisor for part in (new, prefix, length))
+    return AttentionShape(
+        "mixed",
+        f"{num_prompts} x {new}{f' over {prefix}' if prefix else ''} + {num_decodes} x {length}",
+        (length,) * num_decodes + (prefix + new,) * num_prompts,
+        num_decodes=num_decodes,
+        prompt_lens=(new,) * num_prompts,
+    )
 
 
 def _kind(is_prefill: bool) -> str:

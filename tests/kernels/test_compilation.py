@@ -147,9 +147,9 @@ def compile_all():
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8=True)
     print("decode_attention")
     print("prefill_attention")
-    for head_dim, block_size, dtype in ((128, 16, "bf16"), (64, 64, "fp16"), (128, 256, "bf16")):
+    for head_dim, block_size, dtype, cut in ((128, 16, "bf16", FULL), (64, 64, "fp16", CUT), (128, 256, "bf16", FULL)):
         box = min(block_size, hopper_prefill.TILE_TOKENS.value)
-        paged = HEADS | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BOX": box}
+        paged = HEADS | cut | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BOX": box}
         boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
         compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
     print("hopper_prefill")

@@ -159,20 +159,23 @@ def test_prefill(build, dtype, head_dim, block_size, cut, is_contiguous):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "head_dim", "block_size"), [(BF16, 128, 16), (FP16, 64, 32), (BF16, 128, 256)])
-def test_prefill_on_hopper(build_cache, dtype, head_dim, block_size):
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "block_size", "cut"),
+    [(BF16, 128, 16, {}), (FP16, 64, 32, {}), (BF16, 128, 256, {"window": 40, "soft_cap": 5.0})],
+)
+def test_prefill_on_hopper(build_cache, dtype, head_dim, block_size, cut):
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("this GPU is no Hopper")
     from pbench.kernels.hopper_prefill import hopper_prefill_attention
 
-    def attend(query, kv, table, query_start, context_lens, *, scale, is_contiguous):
+    def attend(query, kv, table, query_start, context_lens, *, is_contiguous, **options):
         out = torch.empty_like(query)
-        return hopper_prefill_attention(query, kv, table, query_start, context_lens, out, scale=scale)
+        return hopper_prefill_attention(query, kv, table, query_start, context_lens, out, **options)
 
     layout = {"head_dim": head_dim, "block_size": block_size, "is_contiguous": False, "dtype": dtype}
     cache = build_cache(CONTEXT_LENS, num_kv_heads=NUM_KV_HEADS, device="cuda", **layout)
     query = random(sum(QUERY_LENS), NUM_HEADS, head_dim, dtype=dtype, device="cuda")
-    assert_prefills(cache, query, attend)
+    assert_prefills(cache, query, attend, **cut)
 
 
 def test_invariant_attention(build):

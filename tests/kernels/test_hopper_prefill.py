@@ -1,5 +1,7 @@
 """The prefill kernel of Hopper GPUs, which Triton's interpreter cannot run: that it compiles is tested everywhere."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -89,6 +91,24 @@ def grouped(build_cache):
     return build
 
 
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(
+    ("window", "soft_cap", "head_dim", "block_size"),
+    [(1, None, 128, 16), (100, None, 64, 32), (128, 5.0, 128, 256), (700, None, 128, 16), (None, 5.0, 128, 16)],
+)
+def test_windows_and_soft_caps(build_cache, batch, window, soft_cap, head_dim, block_size):
+    context_lens, query_lens = batch
+    layout = {"head_dim": head_dim, "block_size": block_size, "is_contiguous": False, "dtype": torch.bfloat16}
+    cache = build_cache(context_lens, num_kv_heads=2, device="cuda", **layout)
+    seen = cache
+    if window is not None:  # poison in what no query sees
+        first_queries = [length - count for length, count in zip(context_lens, query_lens, strict=True)]
+        seen = cache.without([max(position - window + 1, 0) for position in first_queries])
+    query, query_start = random_queries(sum(query_lens), 8, head_dim, torch.bfloat16), starts(query_lens)
+    options = {"scale": head_dim**-0.5, "window": window, "soft_cap": soft_cap}
+    assert_right(attend(query, seen, query_start, **options), query, cache, query_start, **options)
+
+
 def test_leaves_rows_that_are_nobodys(grouped):
     cache, query_start = grouped([200, 33]), starts([150, 33], first=40)
     query = random_queries(40 + 183 + 9, 8, 128, torch.bfloat16)
@@ -100,6 +120,17 @@ def test_scales_keys_and_values(grouped):
     query = random_queries(200, 8, 128, torch.bfloat16)
     options = {"scale": 0.1, "key_scale": 0.5, "value_scale": 3.0}
     assert_right(attend(query, cache, query_start, **options), query, cache, query_start, **options)
+
+
+def test_pools_of_the_same_layout_are_told_apart_and_none_is_kept(grouped):
+    cache, query_start = grouped([200]), starts([200])
+    query = random_queries(200, 8, 128, torch.bfloat16)
+    caches = [cache, replace(cache, kv=cache.kv * 2), replace(cache, kv=-cache.kv)]
+    for other in caches * 2:
+        assert_right(attend(query, other, query_start, scale=0.1), query, other, query_start, scale=0.1)
+    used, pool_bytes = torch.cuda.memory_allocated(), cache.kv.nbytes
+    del cache, caches, other
+    assert used - torch.cuda.memory_allocated() >= 3 * pool_bytes
 
 
 def test_one_graph_serves_any_lengths(grouped):
@@ -120,16 +151,14 @@ def test_one_graph_serves_any_lengths(grouped):
 def test_is_chosen_where_it_suits(grouped):
     cache, query_start = grouped([200]), starts([200])
     query = random_queries(200, 8, 128, torch.bfloat16)
-    assert suits_hopper(query, cache.kv, False, None, None)
+    assert suits_hopper(query, cache.kv, False)
     chosen = prefill_attention(query, cache.kv, cache.table, query_start, cache.context_lens, scale=0.1)
     assert torch.equal(chosen, attend(query, cache, query_start, scale=0.1))
     for other in (
-        (query, cache.kv, True, None, None),
-        (query, cache.kv, False, 64, None),
-        (query, cache.kv, False, None, 30.0),
-        (query[:7], cache.kv, False, None, None),
-        (query.half(), cache.kv, False, None, None),
-        (query[..., :80], cache.kv[..., :80], False, None, None),
-        (query, cache.kv[..., :8, :], False, None, None),
+        (query, cache.kv, True),
+        (query[:7], cache.kv, False),
+        (query.half(), cache.kv, False),
+        (query[..., :80], cache.kv[..., :80], False),
+        (query, cache.kv[..., :8, :], False),
     ):
         assert not suits_hopper(*other)

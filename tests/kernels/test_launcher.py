@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pbench
 from pbench.kernels import launcher as launcher_module
 from pbench.kernels.compiler import HAS_TRITON
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
-from pbench.kernels.launcher import Checked, Launch, Launcher, SameTensors, Scratch, layout_of, short_key
+from pbench.kernels.launcher import Checked, Known, Launch, Launcher, SameTensors, Scratch, layout_of, short_key
 
 OPTIONS = {"WIDTH": 8, "IS_WIDE": True, "num_warps": 4}
 
@@ -96,7 +97,7 @@ def test_layouts_differ_where_a_check_could():
 
 
 def test_short_keys_tell_keys_apart_even_when_some_were_forgotten(monkeypatch):
-    monkeypatch.setattr(launcher_module, "_short_keys", {})
+    monkeypatch.setattr(launcher_module, "_short_keys", Known())
     assert short_key("a") == short_key("a") != short_key("b")
     monkeypatch.setattr(launcher_module, "MAX_KEYS", 3)
     shorts = [short_key(("key", number)) for number in range(50)]
@@ -171,8 +172,29 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
         "decode_attention",
         "shared_attention",
         "prefill_attention",
+        "hopper_prefill",
         "rotary_write_kv",
     ]
+
+
+class FakeLauncher:
+    """Notes what Triton would hand to the driver: of a descriptor a tensor map, its shape and its strides."""
+
+    def __init__(self, metadata, launches):
+        from triton.backends.nvidia.driver import make_tensordesc_arg
+
+        def launcher(*arguments):
+            launches.append(arguments)
+
+        def inner(*arguments):
+            parts = [make_tensordesc_arg(one, *layouts) if hasattr(one, "block_shape") else [one] for one in arguments]
+            launcher(*chain.from_iterable(parts))
+
+        layouts = getattr(metadata, "tensordesc_meta", None) or []
+        self.launch = inner
+
+    def __call__(self, *arguments):
+        self.launch(*arguments)
 
 
 def without_a_gpu():
@@ -187,9 +209,12 @@ def without_a_gpu():
             get_current_device=lambda: 0,
             get_current_stream=lambda _device: 7,
             get_current_target=lambda: GPUTarget("cuda", 90, 32),
-            launcher_cls=lambda _source, _metadata: lambda *arguments: launches.append(arguments),
+            launcher_cls=lambda _source, metadata: FakeLauncher(metadata, launches),
             utils=SimpleNamespace(
-                load_binary=lambda *_: ("module", "function", 32, 0, 1024), get_device_properties=lambda _: properties
+                load_binary=lambda *_: ("module", "function", 32, 0, 1024),
+                get_device_properties=lambda _: properties,
+                fill_tma_descriptor=lambda *arguments: arguments,  # the name of Triton 3.6
+                fill_tma_descriptor_tiled=lambda *arguments: arguments,
             ),
         )
     )
@@ -231,6 +256,7 @@ def check_twice(launches, call, num_rebuilt=0):
 
 def check_against_triton():
     from pbench.kernels.decode_attention import _plan, decode_attention_triton
+    from pbench.kernels.hopper_prefill import hopper_prefill_attention
     from pbench.kernels.prefill_attention import prefill_attention_triton
     from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
     from pbench.kernels.shared_attention import (
@@ -266,6 +292,8 @@ def check_against_triton():
     starts = torch.arange(4, dtype=torch.int32)
     check_twice(launches, lambda: prefill_attention_triton(query, kv, table, starts, lens, out, **arguments))
     print("prefill_attention")
+    check_twice(launches, lambda: hopper_prefill_attention(query, kv, table, starts, lens, out, scale=0.1))
+    print("hopper_prefill")
     norms = HeadNorms(torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype), 1e-6)
     positions = torch.zeros(3, dtype=torch.int64)
     for rotation in (Rotation(torch.zeros(9, 2, 32), positions), Rotation(torch.zeros(9, 2, 32), positions, norms)):

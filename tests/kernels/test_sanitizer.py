@@ -7,11 +7,13 @@ without a barrier between them. What programs do to one another in the GPU's mem
 file launches what is planted.
 """
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,10 +28,19 @@ EVERY_KERNEL = [
     *(sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:benchmark"),
     str(Path(__file__).with_name("test_every_kernel.py")),
 ]
-# racecheck is the slower tool, and the kernels of torch's that use shared memory are not ours. It does not follow the
-# barriers that Triton puts around warp specialisation, and reports what _hopper_prefill_kernel's roles are handed in
-# shared memory between two of them: names that begin with an h are left out.
-OPTIONS = {"memcheck": [], "racecheck": ["--kernel-name", "regex=^_[a-gi-z0-9][a-z0-9_]*_kernel$"]}
+# racecheck is the slower tool, and the kernels of torch's that use shared memory are not ours. It does not follow a
+# barrier that warps reach at different places of the code, as those are that Triton puts around warp specialisation,
+# and reports what roles of _hopper_prefill_kernel are handed in shared memory between two of them: names that begin
+# with an h are left out, and looked at in a test of their own, hazard by hazard.
+OPTIONS = {
+    "memcheck": [],
+    "racecheck": ["--kernel-name", "regex=^_[a-gi-z0-9][a-z0-9_]*_kernel$"],
+    "hazards": [
+        *("--kernel-name", "regex=^_hopper_prefill_kernel$", "--racecheck-report", "hazard"),
+        *("--show-backtrace", "no", "--print-limit", "100000"),
+    ],
+}
+RESERVED_BYTES = 1024  # of shared memory: its beginning, which CUDA keeps for itself
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +60,8 @@ def sanitize(tool, *command):
 
     Every tensor is an allocation of its own: beyond the end of one that torch cut from a larger one lies another.
     """
-    options = ["--tool", tool, "--error-exitcode", str(EXIT_CODE), "--report-api-errors", "no", *OPTIONS[tool]]
+    name = "racecheck" if tool == "hazards" else tool
+    options = ["--tool", name, "--error-exitcode", str(EXIT_CODE), "--report-api-errors", "no", *OPTIONS[tool]]
     return run("compute-sanitizer", *options, *command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
@@ -73,6 +85,39 @@ def test_nothing_is_found_in_any_kernel(tool, num_compiled):
     assert num_compiled > 30
 
 
+def tile_hazards(done, head_dim):
+    """Addresses of hazards in the tiles of Q, K and V. They lie in front of what roles are handed.
+
+    What the tensor memory accelerator writes and the matrix units read racecheck does not see.
+    """
+    from pbench.kernels.hopper_prefill import NUM_TILES_HELD, TILE_ROWS, TILE_TOKENS
+
+    num_rows = TILE_ROWS.value + 2 * NUM_TILES_HELD.value * TILE_TOKENS.value
+    end = RESERVED_BYTES + num_rows * head_dim * torch.bfloat16.itemsize
+    hazards = re.findall(r"hazard detected at __shared__ (0x[0-9a-f]+)", done.stdout)
+    shown = re.search(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, 0 warnings\)", done.stdout)
+    assert shown, text(done)
+    assert len(hazards) == int(shown[1]) == int(shown[2]), "some were not printed"
+    return [address for address in hazards if int(address, 16) < end]
+
+
+@pytest.mark.parametrize(("head_dim", "num_tests"), [(64, 1), (128, 2)])
+def test_warps_of_hoppers_prefill_do_not_meet_in_its_tiles(num_compiled, head_dim, num_tests):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    done = sanitize("hazards", *EVERY_KERNEL, "-n", "0", "-k", f"prefill_on_hopper and -{head_dim}-")
+    assert f"{num_tests} passed" in done.stdout, text(done)
+    assert tile_hazards(done, head_dim) == []
+
+
+def test_warps_that_meet_in_tiles_are_found():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    done = sanitize("hazards", sys.executable, "-P", __file__, "tiles")
+    assert done.returncode == EXIT_CODE, text(done)
+    assert tile_hazards(done, 128)
+
+
 @pytest.mark.parametrize(
     ("tool", "planted", "words"),
     [
@@ -88,8 +133,10 @@ def test_what_is_planted_is_found(tool, planted, words):
 
 
 def plant(fault):
-    """Give one of our kernels a block that lies behind the pool; or let threads write to one place and read from it."""
-    if fault == "race":
+    """Give a kernel of ours a block behind the pool; let threads meet in one place, or groups of warps in a tile."""
+    if fault == "tiles":
+        attend_with_a_race()
+    elif fault == "race":
         numbers = torch.arange(256, dtype=torch.int32, device="cuda")
         race_kernel()[(1,)](numbers, num_warps=8)
     else:
@@ -98,6 +145,26 @@ def plant(fault):
         pool = torch.zeros(1, 4, 2, 8, 64, 128, device="cuda")
         copy_blocks(pool, torch.tensor([[0, 4] if fault == "write" else [4, 0]], device="cuda"))
     torch.cuda.synchronize()
+
+
+def attend_with_a_race():
+    """Both groups of warps zero what lies behind the sequence's end, instead of one while the other waits."""
+    path = ROOT / "kernels" / "hopper_prefill.py"
+    wait, zero = "mbarrier.wait(zeroed.index(0), 0)", "_zero_unseen(values, 0, start, first, context_len, HEAD_DIM)"
+    text = path.read_text()
+    assert wait in text
+    with tempfile.TemporaryDirectory() as folder:
+        planted = Path(folder, "planted.py")
+        planted.write_text(text.replace(wait, zero))
+        spec = importlib.util.spec_from_file_location("planted", planted)
+        sys.modules["planted"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        query, kv = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((100, 4, 128), (10, 2, 1, 16, 128)))
+        table, starts, lens = (
+            torch.tensor(numbers, dtype=torch.int32, device="cuda") for numbers in ([list(range(10))], [0, 100], [150])
+        )
+        module.hopper_prefill_attention(query, kv, table, starts, lens, torch.empty_like(query), scale=0.1)
+        torch.cuda.synchronize()
 
 
 def race_kernel():

@@ -13,6 +13,7 @@ from pbench.__main__ import main
 from pbench.engine import products as engine_products
 from pbench.kernel_bench import bench as kernel_bench
 from pbench.kernel_bench import pairs
+from pbench.kernel_bench import record as record_module
 from pbench.kernel_bench import timing as kernel_timing
 from pbench.kernel_bench.bench import (
     ATTENTION_KERNELS,
@@ -21,13 +22,15 @@ from pbench.kernel_bench.bench import (
     measure_paging_tax,
     measure_pair,
 )
-from pbench.kernel_bench.cases import CHOICES, attention_error
+from pbench.kernel_bench.cases import CHOICES, attend_apart, attention_case, attention_error
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, comparisons
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
+from pbench.kernel_bench.mixed import ONE_LAUNCH, TWO_STREAMS, mixed_ways
 from pbench.kernel_bench.pairs import ARGMAX, LINEAR, NOT_HOPPER, most_likely_pair, product_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer
+from pbench.kernel_bench.record import KernelRecord
 from pbench.kernel_bench.shapes import (
     ADDED,
     CPU_SIZE,
@@ -59,7 +62,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_kernel_is_timed_and_right(written: Path) -> None:
-    measurements = json.loads(written.read_text())["measurements"]
+    document = json.loads(written.read_text())
+    assert document["status"] == "complete"
+    measurements = document["measurements"]
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
@@ -143,7 +148,7 @@ def test_the_paging_tax_is_the_time_over_that_of_contiguous_extents() -> None:
             assert one.slowdown == one.timing.median_us / base.timing.median_us
 
 
-def test_a_peer_that_fails_is_kept_with_its_reason_and_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_fails_is_kept_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_inputs: Any) -> Any:
         raise RuntimeError("no kernel image\nmore")
 
@@ -152,9 +157,71 @@ def test_a_peer_that_fails_is_kept_with_its_reason_and_ours_is_not_hidden(monkey
     assert [one.implementation for one in measurements[:2]] == ["pbench", "theirs"]
     assert measurements[1].timing is None
     assert measurements[1].failure == "RuntimeError: no kernel image"
-    monkeypatch.setattr(kernel_bench, "attention_case", broken)
-    with pytest.raises(RuntimeError, match="no kernel image"):
-        list(measure_kernels(KernelPlan(CPU, kernels=("shared",), num_samples=3)))
+    assert not measurements[1].is_fault
+
+
+def bench_that_meets(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
+    """The exit code and the file of a run in which a case in the middle raises."""
+
+    def attend(inputs: Any, *rest: Any) -> Any:
+        if inputs.shape.context_lens == (64,) * 4:
+            raise error
+        return attention_case(inputs, *rest)
+
+    monkeypatch.setattr(kernel_bench, "attention_case", attend)
+    out = tmp_path / "kernels.json"
+    arguments = ["--device", "cpu", "--samples", "3", "--kernel", "decode", "--kernel", "copy blocks"]
+    code = main(["kernels", *arguments, "--json", str(out)])
+    written = json.loads(out.read_text())
+    return code, written, written["measurements"]
+
+
+def test_a_case_that_fails_is_named_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, written, measurements = bench_that_meets(RuntimeError("no kernel image\nmore"), monkeypatch, tmp_path)
+    printed = capsys.readouterr()
+    assert (code, written["status"]) == (1, "failed")
+    assert "error: decode, 4 x 64: RuntimeError: no kernel image\n" in printed.err
+    assert "copy blocks" in printed.out
+    faults = [one for one in measurements if one["is_fault"]]
+    assert {(one["kernel"], one["shape"]) for one in faults} == {("decode", "4 x 64")}
+    assert {one["kernel"] for one in measurements if one["median_us"]} == {"decode", "copy blocks"}
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, written, measurements = bench_that_meets(KeyboardInterrupt(), monkeypatch, tmp_path)
+    assert (code, written["status"]) == (130, "interrupted")
+    assert written["ceilings"]["copy_bytes_per_s"] > 0
+    assert measurements[0]["median_us"] > 0
+    assert "4 x 64" not in {one["shape"] for one in measurements}
+    assert measurements[0]["shape"] in capsys.readouterr().out
+
+
+def test_the_file_is_written_while_cases_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now_s = 100.0
+    monkeypatch.setattr(record_module.time, "monotonic", lambda: now_s)
+    out = tmp_path / "kernels.json"
+    one = Measurement("", "", "", 1, 0, Timing((1.0,), 1))
+
+    def written() -> tuple[str, int]:
+        fields = json.loads(out.read_text())
+        return fields["status"], len(fields["measurements"])
+
+    with KernelRecord(out, Ceilings("", 1e12, 1e14), KernelPlan(CPU)) as record:
+        assert written() == ("running", 0)
+        record.add(one)
+        now_s += record_module.WRITE_INTERVAL_S
+        record.add(one)
+        assert written() == ("running", 2)
+        record.add(one)
+        assert written() == ("running", 2)
+    assert written() == ("complete", 3)
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_wrong_result_is_seen() -> None:
@@ -165,6 +232,24 @@ def test_a_wrong_result_is_seen() -> None:
     out[2, 1] *= 1.01
     assert attention_error(inputs, out) > 1e-3
     assert math.isnan(attention_error(inputs, torch.full_like(out, math.nan)))
+
+
+def test_decodes_among_prompts_attend_as_apart() -> None:
+    shape = AttentionShape("mixed", "", (40, 33, 20, 70), num_decodes=2, prompt_lens=(20, 16))
+    inputs = attention_inputs(shape, HEADS, 16, BUFFERS)
+    assert inputs.query_start.tolist() == [0, 1, 2, 22, 38]
+    apart = attend_apart(inputs, 0, None)
+    assert attention_error(inputs, apart) < 1e-6
+    [together] = [way.prepare(inputs) for way in mixed_ways(inputs)]
+    torch.testing.assert_close(together[0](), apart)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(300)
+def test_all_ways_to_mix_agree() -> None:
+    measurements = list(measure_kernels(KernelPlan(torch.device("cuda"), kernels=("mixed",), num_samples=3)))
+    assert [one.failure for one in measurements if one.failure] == []
+    assert {"pbench", ONE_LAUNCH, TWO_STREAMS, AGAIN} <= {one.implementation for one in measurements}
 
 
 def test_a_window_bounds_what_counts_as_moved_and_computed() -> None:
@@ -200,9 +285,9 @@ def test_ragged_lengths_have_their_mean_and_their_spread() -> None:
 
 
 def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
-    decode, prefill, shared = (
+    decode, prefill, shared, mixed = (
         next(shape for shape in attention_shapes(GPU_SIZE, 0) if shape.name == name)
-        for name in ("64 x 4096", "1 x 32768", "256 x (8192 + 256)")
+        for name in ("64 x 4096", "1 x 32768", "256 x (8192 + 256)", "8 x 256 over 1024 + 64 x 4096")
     )
     heads = GPU_SIZE.heads
     rows_bytes = 2 * 2 * 32 * 128
@@ -210,6 +295,8 @@ def test_bytes_and_flops_are_those_of_the_arithmetic() -> None:
     assert decode.flops(heads) == 64 * 4 * 32 * 128 * 4096
     assert prefill.flops(heads) == 2 * 32 * 128 * 32768**2
     assert shared.num_bytes(heads, 2, 2) == (8192 + 256 * 256) * 4096 + 256 * rows_bytes
+    assert mixed.num_bytes(heads, 2, 2) == decode.num_bytes(heads, 2, 2) + 8 * (1280 * 4096 + 256 * rows_bytes)
+    assert mixed.flops(heads) == decode.flops(heads) + 8 * 4 * 32 * 128 * 256 * (1024 + 256 // 2)
 
 
 def test_products_are_those_of_a_layer_and_count_what_they_move() -> None:

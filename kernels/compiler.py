@@ -28,8 +28,9 @@ if HAS_TRITON:
     from triton import language as tl
 
     # Of a kernel that is launched early (launch.py): it waits until the kernel before it is done and what that wrote is
-    # there. Before that it writes nothing, and reads nothing but weights, which nobody writes. Every program waits, so
-    # after the wait all kernels before are done, even where each lets the next one be launched before its own wait.
+    # there. Before that it writes nothing, and reads nothing but weights, which nobody writes, and a decode's plan with
+    # what belongs to it (decode_attention.py). Every program waits, so after the wait all kernels before are done, even
+    # where each lets the next one be launched before its own wait.
     from triton.language.extra.cuda import gdc_launch_dependents as let_next_launch
     from triton.language.extra.cuda import gdc_wait as wait_for_previous
 else:

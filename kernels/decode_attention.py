@@ -21,7 +21,7 @@ import math
 
 import torch
 
-from pbench.kernels.compiler import IS_INTERPRETED, jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
@@ -47,15 +47,6 @@ MERGE_REGISTERS = 240
 # Most rows have no more pieces; to merge as many as threads can hold takes longer, however few there are.
 FEW_PIECES = 8
 LOG2_E = math.log2(math.e)
-
-
-@jit()
-def _barrier() -> None:
-    """Wait for all threads of the program. Triton would not load ahead in a loop with a ``tl.debug_barrier``."""
-    if not IS_INTERPRETED:
-        tl.inline_asm_elementwise(
-            "bar.sync 0; // dummy $0", constraints="=r", args=[], dtype=tl.int32, is_pure=False, pack=1
-        )
 
 
 @jit()
@@ -207,22 +198,16 @@ def _decode_attention_kernel(
     LOWEST: tl.constexpr = -3.4028234663852886e38  # finite: a row may see nothing
     program = tl.program_id(0)
     record_ptr = schedule_ptr + program * NUM_FIELDS
-    first_sequence = tl.load(record_ptr)
-    first_row = tl.load(record_ptr + 1)
-    first_start = tl.load(record_ptr + 2)
-    first_len = tl.load(record_ptr + 3)
-    num_tiles = tl.load(record_ptr + 8)
-    num_begun = tl.load(record_ptr + 9)
-    num_cut = tl.load(record_ptr + 10)
-    # The rows that the chunk's ends cut come first, the one that it begins before the other: their pieces are merged
-    # while there is other work, not when all programs come to their end.
-    is_begun = num_begun > 0
-    begun_sequence = tl.load(record_ptr + 4)
-    begun_row = tl.load(record_ptr + 5)
-    sequence = tl.where(is_begun, begun_sequence, first_sequence)
-    row = tl.where(is_begun, begun_row, first_row)
-    start = tl.where(is_begun, tl.load(record_ptr + 6), first_start)
-    context_len = tl.where(is_begun, tl.load(record_ptr + 7), first_len)
+    sequence = tl.load(record_ptr)
+    row = tl.load(record_ptr + 1)
+    start = tl.load(record_ptr + 2)
+    context_len = tl.load(record_ptr + 3)
+    num_tiles = tl.load(record_ptr + 4)
+    first_program = tl.load(record_ptr + 5)
+    num_continued_pieces = tl.load(record_ptr + 6)
+    num_begun_pieces = tl.load(record_ptr + 7)
+    continued_sequence, continued_row = sequence, row
+    is_continued = num_continued_pieces > 0
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
     value_offset = NUM_KV_HEADS * head_stride
     dims = tl.arange(0, TILE_DIMS)
@@ -235,7 +220,6 @@ def _decode_attention_kernel(
     next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
     if HAS_SHARED:
         own_start = tl.load(own_start_ptr + sequence, mask=sequence < num_sequences, other=0)
-        first_own_start = tl.load(own_start_ptr + first_sequence, mask=first_sequence < num_sequences, other=0)
         next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
     table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
     next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
@@ -260,20 +244,14 @@ def _decode_attention_kernel(
         row = tl.where(is_sequence_end, 0, row)
         sequence += is_sequence_end.to(tl.int32)
         context_len = tl.where(is_sequence_end, next_len, context_len)
-        is_begun_end = index == num_begun - 1  # the line goes on where the chunk begins
-        row = tl.where(is_begun_end, first_row, row)
-        sequence = tl.where(is_begun_end, first_sequence, sequence)
-        context_len = tl.where(is_begun_end, first_len, context_len)
         is_next = sequence + 1 < num_sequences
         next_len = tl.load(context_lens_ptr + sequence + 1, mask=is_next, other=0)
         if HAS_SHARED:
             own_start = tl.where(is_sequence_end, next_own_start, own_start)
-            own_start = tl.where(is_begun_end, first_own_start, own_start)
             next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
             start = tl.where(is_row_end, own_start, start)
         else:
             start = tl.where(is_row_end, tiles_start(context_len, WINDOW, TILE_TOKENS), start)
-        start = tl.where(is_begun_end, first_start, start)
         table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
         next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
         heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
@@ -303,11 +281,11 @@ def _decode_attention_kernel(
             WINDOW,
             SOFT_CAP,
         )
-        if is_row_end | is_begun_end | (index == num_cut - 1):
+        if is_row_end | (index == num_tiles - 1):
             total = tl.where(total == 0, 1.0, total)  # of no tokens: zeros
             acc = whole(sums, IS_FP8) / total[:, None] * value_scale
             log_sum = top + tl.log2(total)
-            if index >= num_cut:
+            if is_row_end & (not is_continued):
                 _store_row(
                     acc,
                     log_sum,
@@ -326,68 +304,54 @@ def _decode_attention_kernel(
                     TILE_ROWS,
                 )
             else:
-                piece_rows = (program * 2 + (index < num_begun).to(tl.int32)) * TILE_ROWS + dot_rows
+                piece_rows = (program * 2 + tl.where(is_continued, 0, 1)) * TILE_ROWS + dot_rows
                 is_stored = (dot_rows < TILE_ROWS)[:, None] & (dims < HEAD_DIM)[None, :]
                 tl.store(partial_ptr + piece_rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=is_stored)
                 tl.store(log_sum_ptr + piece_rows, log_sum, mask=dot_rows < TILE_ROWS)
-            total = tl.zeros([DOT_ROWS], tl.float32)
+            is_continued = index < 0  # never again
             top = tl.full([DOT_ROWS], LOWEST, tl.float32)
+            total = tl.zeros([DOT_ROWS], tl.float32)
             sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
-            if index == num_cut - 1:
-                # The row that another program began, and the one that others go on with: whoever comes last merges.
-                places = tl.arange(0, 2)
-                first_program = tl.load(record_ptr + 11)
-                num_first_pieces, num_begun_pieces = tl.load(record_ptr + 12), tl.load(record_ptr + 13)
-                num_pieces = tl.where(places == 0, num_first_pieces, num_begun_pieces)
-                counter_ptrs = num_arrived_ptr + tl.where(places == 0, first_program, program)
-                _barrier()  # all threads have stored their parts before one of them says so
-                num_before = tl.atomic_add(counter_ptrs, 1, mask=num_pieces > 0, sem="acq_rel")
-                is_last = (num_pieces > 0) & (num_before == num_pieces - 1)
-                tl.store(counter_ptrs, 0, mask=is_last)  # for the next launch
-                for place in range(2):
-                    if tl.sum((is_last & (places == place)).to(tl.int32), 0) > 0:
-                        is_first = place == 0
-                        piece_program = tl.where(is_first, first_program, program)
-                        count = tl.where(is_first, num_first_pieces, num_begun_pieces)
-                        if count <= FEW_PIECES:
-                            merged, merged_log_sum = _merge_pieces(
-                                partial_ptr,
-                                log_sum_ptr,
-                                piece_program,
-                                count,
-                                HEAD_DIM,
-                                TILE_ROWS,
-                                TILE_DIMS,
-                                FEW_PIECES,
-                            )
-                        else:
-                            merged, merged_log_sum = _merge_pieces(
-                                partial_ptr,
-                                log_sum_ptr,
-                                piece_program,
-                                count,
-                                HEAD_DIM,
-                                TILE_ROWS,
-                                TILE_DIMS,
-                                TILE_PIECES,
-                            )
-                        _store_row(
-                            merged,
-                            merged_log_sum,
-                            tl.where(is_first, first_sequence, begun_sequence),
-                            tl.where(is_first, first_row, begun_row),
-                            out_ptr,
-                            num_levels_ptr,
-                            shared_partial_ptr,
-                            shared_log_sum_ptr,
-                            num_sequences,
-                            NUM_HEADS,
-                            GROUP,
-                            HEAD_DIM,
-                            HAS_SHARED,
-                            NUM_ROW_TILES,
-                            TILE_ROWS,
-                        )
+
+    # The row that another program began, and the one that others go on with: whoever comes last merges the pieces.
+    places = tl.arange(0, 2)
+    num_pieces = tl.where(places == 0, num_continued_pieces, num_begun_pieces)
+    counter_ptrs = num_arrived_ptr + tl.where(places == 0, first_program, program)
+    tl.debug_barrier()  # all threads have stored their parts before one of them says so
+    num_before = tl.atomic_add(counter_ptrs, 1, mask=num_pieces > 0, sem="acq_rel")
+    is_last = (num_pieces > 0) & (num_before == num_pieces - 1)
+    tl.store(counter_ptrs, 0, mask=is_last)  # for the next launch
+    for place in range(2):
+        if tl.sum((is_last & (places == place)).to(tl.int32), 0) > 0:
+            piece_sequence, piece_row, piece_program, count = sequence, row, program, num_begun_pieces
+            if place == 0:
+                piece_sequence, piece_row = continued_sequence, continued_row
+                piece_program, count = first_program, num_continued_pieces
+            if count <= FEW_PIECES:
+                merged, merged_log_sum = _merge_pieces(
+                    partial_ptr, log_sum_ptr, piece_program, count, HEAD_DIM, TILE_ROWS, TILE_DIMS, FEW_PIECES
+                )
+            else:
+                merged, merged_log_sum = _merge_pieces(
+                    partial_ptr, log_sum_ptr, piece_program, count, HEAD_DIM, TILE_ROWS, TILE_DIMS, TILE_PIECES
+                )
+            _store_row(
+                merged,
+                merged_log_sum,
+                piece_sequence,
+                piece_row,
+                out_ptr,
+                num_levels_ptr,
+                shared_partial_ptr,
+                shared_log_sum_ptr,
+                num_sequences,
+                NUM_HEADS,
+                GROUP,
+                HEAD_DIM,
+                HAS_SHARED,
+                NUM_ROW_TILES,
+                TILE_ROWS,
+            )
 
 
 _launch = Launcher(_decode_attention_kernel)
@@ -625,8 +589,7 @@ def _first_launch(
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, tile_dims_of(kv)
     is_early = can_launch_early(kv)
-    has_room = tiling.max_registers >= MERGE_REGISTERS and plan.tile_rows < 32
-    thread_numel = MERGE_NUMEL if has_room else MERGE_NUMEL // 2
+    thread_numel = MERGE_NUMEL if tiling.max_registers >= MERGE_REGISTERS else MERGE_NUMEL // 2
     tile_pieces = max(tiling.num_warps * 32 * thread_numel // (plan.tile_rows * tile_dims), 1)
     _check_plan(plan, query, num_kv_heads)
     options = {

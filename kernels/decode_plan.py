@@ -24,11 +24,10 @@ TILE_SEQUENCES = 1024
 
 # What the schedule says of a program, so that it can begin at once:
 #   0 the sequence, 1 the row of it, 2 the first token of the tile that its chunk begins with; 3 the sequence's context
-#   4 .. 7 the same of the row that it begins and others go on with, if there is one
-#   8 how many tiles its chunk has, 9 how many are of that row, 10 how many of that row and the one that it goes on with
-#   11 the first program, 12 the number of the pieces of the row that it goes on with; 12 is 0 where it begins a row
-#   13 the number of the pieces of the row that others go on with; 0: there is none
-NUM_FIELDS = 16
+#   4 how many tiles its chunk has
+#   5 the first program, 6 the number of the pieces of the row that it goes on with; 6 is 0 where it begins a row
+#   7 the number of the pieces of the row that it begins and others go on with; 0: there is none
+NUM_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,39 +110,19 @@ def _decode_plan_kernel(
         begin_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
     )
     row, tile, first_program, num_pieces = _place(begin - begin_tiles * NUM_ROWS, begin, tiles, chunk)
-    is_continued = tile > 0
-    num_cut = tl.where(is_continued, tl.minimum(tiles - tile, end - begin), 0)
     record_ptr = schedule_ptr + program * NUM_FIELDS
-    _store_tile(record_ptr, begin_sequence, row, start + tile * TILE_TOKENS, context_lens_ptr, num_sequences)
-    tl.store(record_ptr + 8, end - begin)
-    tl.store(record_ptr + 11, first_program)
-    tl.store(record_ptr + 12, tl.where(is_continued, num_pieces, 0))
-    tiles, start = _row_tiles(
-        end_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
-    )
-    row, tile, first_program, num_pieces = _place(end - end_tiles * NUM_ROWS, end, tiles, chunk)
-    is_begun = (tile > 0) & (first_program == program)
-    num_begun = tl.where(is_begun, tile, 0)
-    _store_tile(record_ptr + 4, end_sequence, row, start, context_lens_ptr, num_sequences)
-    tl.store(record_ptr + 9, num_begun)
-    tl.store(record_ptr + 10, num_begun + num_cut)
-    tl.store(record_ptr + 13, tl.where(is_begun, num_pieces, 0))
-    tl.store(num_arrived_ptr + program, 0)
-
-
-@jit()
-def _store_tile(
-    record_ptr: tl.pointer_type,
-    sequence: tl.tensor,
-    row: tl.tensor,
-    start: tl.tensor,
-    context_lens_ptr: tl.pointer_type,
-    num_sequences: tl.tensor,
-) -> None:
-    tl.store(record_ptr, sequence)
+    tl.store(record_ptr, begin_sequence)
     tl.store(record_ptr + 1, row)
-    tl.store(record_ptr + 2, start)
-    tl.store(record_ptr + 3, tl.load(context_lens_ptr + sequence, mask=sequence < num_sequences, other=0))
+    tl.store(record_ptr + 2, start + tile * TILE_TOKENS)
+    is_sequence = begin_sequence < num_sequences
+    tl.store(record_ptr + 3, tl.load(context_lens_ptr + begin_sequence, mask=is_sequence, other=0))
+    tl.store(record_ptr + 4, end - begin)
+    tl.store(record_ptr + 5, first_program)
+    tl.store(record_ptr + 6, tl.where(tile > 0, num_pieces, 0))
+    tiles, _ = _row_tiles(end_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS)
+    _, tile, first_program, num_pieces = _place(end - end_tiles * NUM_ROWS, end, tiles, chunk)
+    tl.store(record_ptr + 7, tl.where((tile > 0) & (first_program == program), num_pieces, 0))
+    tl.store(num_arrived_ptr + program, 0)
 
 
 @jit()

@@ -133,7 +133,7 @@ def compile_all():
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 16, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
+        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
         rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
@@ -172,7 +172,7 @@ def compile_all():
         options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         compile_kernel(matmul._matmul_kernel, product, dtype, **options)
     print("matmul")
-    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 16, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
         compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})
     print("decode_plan")

@@ -226,12 +226,11 @@ def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
     chunks = [tiles[first : first + chunk] for first in range(0, plan.num_programs * chunk, chunk)]
     pieces = [{tile[:2] for tile in own} for own in chunks]
     for program, record in enumerate(plan.schedule.tolist()):
-        *start, context_len, tail_sequence, tail_row, tail_start, tail_len = record[:8]
-        num_tiles, num_tail, num_cut, first_program, head_pieces, tail_pieces = record[8:14]
+        *start, context_len, num_tiles, first_program, head_pieces, tail_pieces = record
         own = chunks[program]
         assert num_tiles == len(own)
         if not own:
-            assert num_cut == tail_pieces == 0
+            assert tail_pieces == 0
             continue
         assert tuple(start) == own[0]
         assert context_len == context_lens[own[0][0]]
@@ -241,12 +240,6 @@ def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
         if head_pieces:
             assert first_program == head[0]
         assert tail_pieces == (len(tail) if tail[0] == program < tail[-1] else 0)
-        in_tail = [tile for tile in own if tail_pieces and tile[:2] == own[-1][:2]]
-        in_head = [tile for tile in own if head_pieces and tile[:2] == own[0][:2]]
-        assert (num_tail, num_cut) == (len(in_tail), len(in_tail) + len(in_head))
-        if in_tail:
-            assert (tail_sequence, tail_row, tail_start) == in_tail[0]
-            assert tail_len == context_lens[tail_sequence]
 
 
 def test_a_plan_for_other_shapes_is_refused(build_cache):

@@ -308,6 +308,7 @@ def test_flashinfer_is_told_of_the_blocks_that_ours_reads(
 
 @pytest.mark.gpu
 @pytest.mark.timeout(900)  # FlashInfer compiles its kernels when they are first used
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of torch, while it compiles flex_attention
 @pytest.mark.parametrize("name", ["8 x 2048", "64 of mean 2048", "64 x (1024 + 256)", "1 x 2048"])
 def test_peers_that_are_installed_compute_what_ours_does(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     [shape] = [one for one in attention_shapes(GPU_SIZE, 0) if one.name == name]

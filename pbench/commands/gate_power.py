@@ -53,7 +53,7 @@ def power(
     from pbench.gate.power import Machine, naive_outcomes, paired_outcomes
     from pbench.text_output import check_out, write_out
 
-    check_out(json_path)
+    check_out(json_path, "--json")
     design, machine = Design(), Machine(drift / 100, autocorrelation, noise / 100)
     paired = list(paired_outcomes(LOSSES, machine, design, experiments, seed))
     naive = {

@@ -79,7 +79,7 @@ def kernels(
         raise UsageError("--paging-tax times decode attention alone; leave out --kernel")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no NVIDIA GPU here; leave it out to time on the CPU")
-    check_out(out)
+    check_out(out, "--json")
     is_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     plan = KernelPlan(
         torch.device("cuda" if is_cuda else "cpu"), kernels or _KERNELS, block_size, samples, seed, not no_peers

@@ -172,20 +172,6 @@ class Scheduler:
         for (state, seq, position), choice in zip(self._in_flight.popleft(), choices, strict=True):
             if not seq.is_open:
                 continue
-            if (  # as for most tokens
-                choice.__class__ is int
-                and seq.text is None
-                and position != seq.final_kv_tokens
-                and choice not in seq.stop_token_ids
-                and state.first_token_ns is not None
-            ):
-                seq.token_ids[position] = choice
-                seq.num_pending_tokens -= 1
-                state.num_output_tokens += 1
-                give_out(new(TokenOutput, (state.request_id, seq.sample_index, choice, "", None, None)))
-                if position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
-                    self.memory.commit(seq)  # it fills a block, as was planned when it was not known
-                continue
             if state.first_token_ns is None:
                 state.first_token_ns = now_ns
             score: ScoredToken | None = None
@@ -206,12 +192,12 @@ class Scheduler:
             text = ""
             if seq.text is not None:
                 text, reason = seq.text.advance(choice, reason)
-            give_out(TokenOutput(state.request_id, seq.sample_index, choice, text, score, reason))
+            give_out(new(TokenOutput, (state.request_id, seq.sample_index, choice, text, score, reason)))
             if reason is not None:
                 self._end(state, seq)
                 touched[state.request_id] = state
             elif position + 1 == seq.num_computed_tokens == seq.num_writable_tokens:
-                self.memory.commit(seq)
+                self.memory.commit(seq)  # it fills a block, as was planned when it was not known
         finished: list[RequestState] = []
         for state in touched.values():
             if len(state.beam_rows) == len(state.unfinished) > 0:

@@ -49,7 +49,7 @@ class Layout(NamedTuple):
         return 4 * self.num_tokens + -(-(self.num_narrow + num_entries) // 2)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepRows:
     """The sequences of a step, and where they stand."""
 
@@ -122,7 +122,10 @@ class Batches:
         row_by_seq_id = self._row_by_seq_id
         seq_ids, start_column, tokens, change_starts, entries, _ = zip(*plan.sequences, strict=True)
         changed = list(compress(range(len(entries)), entries))
-        starts, num_decodes = np.array(start_column, np.int64), plan.num_decodes
+        starts, num_decodes = np.fromiter(start_column, np.int64, len(start_column)), plan.num_decodes
+        lengths = np.ones(len(starts), np.int64)
+        if num_decodes < len(starts):
+            lengths[num_decodes:] = list(map(len, tokens[num_decodes:]))
         has_new_prefix = bool(plan.released)
         for seq_id in plan.released:
             row = row_by_seq_id.pop(seq_id, None)
@@ -147,7 +150,7 @@ class Batches:
         return StepRows(
             num_decodes=num_decodes,
             token_ids=np.frombuffer(b"".join(tokens), np.int32),
-            lengths=np.array([1] * num_decodes + list(map(len, tokens[num_decodes:])), np.int64),
+            lengths=lengths,
             rows=rows,
             starts=starts,
             changed=changed,
@@ -194,7 +197,7 @@ class Batches:
             places = [i if i < num_decodes else i - num_decodes + layout.num_decodes for i in step.changed]
             parts.change_starts[places] = step.change_starts
             parts.change_ends[places] = list(map(len, step.entries))
-            np.cumsum(parts.change_ends, out=parts.change_ends)
+            np.cumsum(parts.change_ends, dtype=np.int32, out=parts.change_ends)
             parts.entries[: len(new_entries)] = new_entries
         if layout.has_shared:
             pack_runs(step.runs, parts.packed_runs, layout.num_decodes)
@@ -227,8 +230,8 @@ class Batches:
         if self._is_contiguous:
             slots: Numbers = self._tables[rows, 0] + positions
         else:
-            columns, places = np.divmod(positions, self._block_size)
-            slots = self._tables[rows, columns].astype(np.int64) * self._block_size + places
+            columns = positions // self._block_size  # np.divmod takes longer than all of this
+            slots = (self._tables[rows, columns] - columns) * self._block_size + positions
         return slots
 
 

@@ -40,8 +40,10 @@ class StepDraft:
         self.counts = counts
         self.decodes: list[PlannedSequence] = []
         self.expected: list[Expected] = []  # of the samples, in the order of the plan
+        self.final: list[Expected] = []  # those behind which their sequences want nothing more
         self.has_beams = False
         self.is_greedy = True
+        self.has_one_each = True  # whether every sequence has one sample
         self._memory = memory
         self._prefills: list[PlannedSequence] = []
         self._prefill_samples: list[Expected] = []
@@ -51,40 +53,59 @@ class StepDraft:
         """Whether nothing is planned yet."""
         return not (self.decodes or self._prefills)
 
-    def take_steady(self, states: list[RequestState], first: int, most: int) -> int:
-        """Take in requests that want nothing but the next token of their one sequence, and have room for it.
+    def make_room(self, seq: Sequence, num_tokens: int) -> bool:
+        """Let a sequence have slots of its own for its next tokens; False when the memory has no room."""
+        if seq.num_computed_tokens + num_tokens > seq.num_writable_tokens:
+            changed_from = self._memory.grow(seq, num_tokens)
+            if changed_from is None:
+                return False
+            seq.num_writable_tokens = self._memory.num_slots_held(seq)
+            if changed_from < seq.num_table_entries_sent:
+                seq.num_table_entries_sent = changed_from
+            seq.has_new_entries = True
+        return True
 
-        What most of a decode step is made of: without calls, for this runs for every request in every step. It ends
-        before the first of ``states[first : first + most]`` that wants anything else. Returns how many were taken.
+    def _new_entries(self, seq: Sequence) -> tuple[int, list[int]]:
+        """What the runner does not know of a sequence's table, and from which entry on."""
+        changed_from, new_entries = seq.num_table_entries_sent, _NO_ENTRIES
+        if seq.has_new_entries:
+            new_entries = self._memory.table(seq)[changed_from:]
+            seq.num_table_entries_sent += len(new_entries)
+            seq.has_new_entries = False
+        return changed_from, new_entries
+
+    def take_steady(self, states: list[RequestState], first: int, most: int) -> int:
+        """Take in requests whose one sequence takes its next token, and nothing else.
+
+        What most of a decode step is made of: with few calls, for this runs for every request in every step. It ends
+        before the first of ``states[first : first + most]`` that is not steady, or for which the memory has no room.
+        Returns how many were taken.
         """
-        decodes, expected = self.decodes, self.expected
+        decodes, expected, final = self.decodes, self.expected, self.final
         num_before = num_expected = len(expected)
         new = tuple.__new__  # what making a named tuple ends in
         for state in islice(states, first, first + most):
-            active = state.active
-            if len(active) != 1 or not state.is_forked:
+            seq = state.steady
+            if seq is None:
                 break
-            seq = active[0]
             start, token_ids = seq.num_computed_tokens, seq.token_ids
-            end = start + 1
-            if (
-                end != len(token_ids)
-                or end > seq.num_writable_tokens
-                or start != seq.max_computed_tokens
-                or start < seq.num_prompt_tokens
-                or seq.has_new_entries
-                or state.beam_search is not None
-            ):
+            end, sent, entries = start + 1, seq.num_table_entries_sent, _NO_ENTRIES
+            if end != len(token_ids):
                 break
+            if end > seq.num_writable_tokens:
+                if not self.make_room(seq, 1):
+                    break
+                sent, entries = self._new_entries(seq)
             seq.num_computed_tokens = seq.max_computed_tokens = end
-            if end == seq.num_writable_tokens:  # it fills a block
+            if end == seq.num_writable_tokens and not seq.num_pending_tokens:  # it fills a block with known tokens
                 self._memory.commit(seq)
-            samples, num_sent = seq.samples, seq.num_table_entries_sent
-            decodes.append(new(PlannedSequence, (seq.seq_id, start, token_ids[start:], num_sent, _NO_ENTRIES, samples)))
+            decodes.append(new(PlannedSequence, (seq.seq_id, start, token_ids[start:], sent, entries, seq.samples)))
             token_ids.append(~num_expected)  # placeholder(), without the call
             seq.num_pending_tokens += 1
             expected.append((state, seq, end))
             num_expected += 1
+            if end == seq.final_kv_tokens:
+                final.append(expected[-1])
             if not seq.is_greedy:
                 self.is_greedy = False
         self.counts.num_decode_tokens += num_expected - num_before
@@ -97,17 +118,14 @@ class StepDraft:
         seq.num_computed_tokens = end = start + num_tokens
         if num_tokens > 1 or end == seq.num_writable_tokens:  # otherwise no block has become full
             memory.commit(seq)
-        changed_from, new_entries = seq.num_table_entries_sent, _NO_ENTRIES
-        if seq.has_new_entries:
-            new_entries = memory.table(seq)[changed_from:]
-            seq.num_table_entries_sent += len(new_entries)
-            seq.has_new_entries = False
+        changed_from, new_entries = self._new_entries(seq)
         sampled: list[Sequence] = []
         if not state.is_forked and end == seq.num_prompt_tokens:
             sampled = [other for other in [seq, *self._fork(state, seq)] if other.num_tokens == end]
         elif end == len(seq.token_ids):
             sampled = [seq]
         samples = tuple(_sample(state, other, end) for other in sampled)
+        self.has_one_each &= len(samples) == 1
         planned = PlannedSequence(seq.seq_id, start, seq.token_ids[start:end], changed_from, new_entries, samples)
         if num_tokens == 1:
             self.decodes.append(planned)
@@ -125,6 +143,8 @@ class StepDraft:
             counts.num_recomputed_tokens += num_recomputed
         if end > max_computed_tokens:
             seq.max_computed_tokens = end
+        is_alone = state.is_forked and len(state.active) == 1 and state.beam_search is None
+        state.steady = seq if is_alone and seq.num_prompt_tokens <= end == seq.max_computed_tokens else None
 
     def close(self) -> list[PlannedSequence]:
         """The sequences of the plan, those with one token first."""
@@ -134,11 +154,13 @@ class StepDraft:
     def _expect(self, samples: Iterable[Expected]) -> None:
         """Let placeholders stand for what the samples will choose."""
         for sample in samples:
-            state, seq, _ = sample
+            state, seq, position = sample
             self.is_greedy &= seq.is_greedy
             if state.beam_search is None:
                 seq.token_ids.append(placeholder(len(self.expected)))
                 seq.num_pending_tokens += 1
+                if position == seq.final_kv_tokens:
+                    self.final.append(sample)
             else:
                 self.has_beams = True
             self.expected.append(sample)

@@ -78,6 +78,7 @@ class StepPlan:
     sequences: list[PlannedSequence]  # those with one token to compute first
     num_decodes: int  # how many of the sequences compute one token
     num_samples: int  # of all sequences
+    has_one_each: bool  # whether every sequence has one sample
     is_greedy: bool  # whether every sample wants its most likely token and nothing else
     moves: list[tuple[int, int, int]]  # (source slot, destination slot, number of slots) of contiguous memory
     copies: list[tuple[int, int]]  # (source, destination) blocks, before anything is written

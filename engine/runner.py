@@ -92,10 +92,10 @@ class Runner:
                 with phases("sample"):
                     logits = self._logits_of_samples(outputs, plan)
             else:
-                logits, has_one_each = outputs[: plan.num_decodes], all(len(seq.samples) == 1 for seq in plan.sequences)
-                if has_one_each and plan.is_greedy:
+                logits = outputs[: plan.num_decodes]
+                if plan.has_one_each and plan.is_greedy:
                     return Choices(self._batches.chosen[: plan.num_decodes])
-                if not has_one_each:
+                if not plan.has_one_each:
                     logits = self._select(logits, _last_rows(plan.sequences))
         chosen = self._batches.chosen[: plan.num_samples]
         with phases("sample"):

@@ -58,7 +58,7 @@ class Scheduler:
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []  # by rank, as those that wait
         self.ending: list[RequestState] = []  # all that they want is planned; their last tokens are not known yet
-        self._in_flight: deque[list[Expected]] = deque()  # the samples of steps that are planned and not completed
+        self._in_flight: deque[StepDraft] = deque()  # of steps that are planned and not completed
         self._counts = StepCounts()  # of the step being planned
         self._next_seq_id = 0
         self._num_added = 0
@@ -130,7 +130,7 @@ class Scheduler:
         """
         self.memory.tick(start_ns)
         if self._in_flight:
-            self._retire_final(self._in_flight[-1])
+            self._retire_final(self._in_flight[-1].final)
         counts = self._counts
         draft = StepDraft(self.memory, counts)
         budget = self._schedule_running(draft)
@@ -147,6 +147,7 @@ class Scheduler:
             num_decodes=len(draft.decodes),
             num_samples=len(draft.expected),
             is_greedy=draft.is_greedy,
+            has_one_each=draft.has_one_each,
             moves=moves,
             copies=copies,
             swaps=swaps,
@@ -154,7 +155,7 @@ class Scheduler:
         )
         self._num_steps += 1
         self._released = []
-        self._in_flight.append(draft.expected)
+        self._in_flight.append(draft)
         self.can_plan_ahead = not draft.has_beams  # which beams live on is not known before
         counts.num_running, counts.num_waiting = len(self.running), len(self.waiting)
         self._counts = StepCounts()
@@ -169,7 +170,7 @@ class Scheduler:
         tokens: list[TokenOutput] = []
         touched: dict[int, RequestState] = {}  # requests that may end now
         give_out, new = tokens.append, tuple.__new__  # what making a named tuple ends in
-        for (state, seq, position), choice in zip(self._in_flight.popleft(), choices, strict=True):
+        for (state, seq, position), choice in zip(self._in_flight.popleft().expected, choices, strict=True):
             if not seq.is_open:
                 continue
             if state.first_token_ns is None:
@@ -239,7 +240,7 @@ class Scheduler:
                 break
             state = self.running[index]
             index += 1
-            while (work := self._grow(state, budget)) is None:
+            while (work := self._grow(draft, state, budget)) is None:
                 counts.is_memory_blocked = True
                 counts.num_preempted += 1
                 if self._preempt_last() is state:
@@ -266,7 +267,7 @@ class Scheduler:
             if num_hits is None:
                 counts.is_memory_blocked = True
                 return
-            work = self._grow(state, budget)
+            work = self._grow(draft, state, budget)
             if not work:  # the prompt is not to be split and the budget of this step is too small, or no room after all
                 counts.is_memory_blocked |= work is None
                 self._free(state)
@@ -301,7 +302,7 @@ class Scheduler:
             num_hits += hits
         return num_hits
 
-    def _grow(self, state: RequestState, budget: int) -> list[tuple[Sequence, int]] | None:
+    def _grow(self, draft: StepDraft, state: RequestState, budget: int) -> list[tuple[Sequence, int]] | None:
         """Make room for what the request computes in this step: its sequences, and how many tokens each.
 
         None when the memory has no room; some of its sequences may have grown then, so it must be grown again or
@@ -318,14 +319,8 @@ class Scheduler:
                 if budget == 0 or not self.is_prefill_chunked:
                     break
                 num_tokens = budget
-            if seq.num_computed_tokens + num_tokens > seq.num_writable_tokens:
-                changed_from = self.memory.grow(seq, num_tokens)
-                if changed_from is None:
-                    return None
-                seq.num_writable_tokens = self.memory.num_slots_held(seq)
-                if changed_from < seq.num_table_entries_sent:
-                    seq.num_table_entries_sent = changed_from
-                seq.has_new_entries = True
+            if not draft.make_room(seq, num_tokens):
+                return None
             work.append((seq, num_tokens))
             budget -= num_tokens
         return work
@@ -381,10 +376,10 @@ class Scheduler:
 
     # Giving back
 
-    def _retire_final(self, expected: list[Expected]) -> None:
+    def _retire_final(self, final: list[Expected]) -> None:
         """Retire the sequences whose last token the newest plan samples."""
-        for state, seq, position in expected:
-            if position == seq.final_kv_tokens and seq.is_open and state.beam_search is None:
+        for state, seq, _ in final:
+            if seq.is_open:
                 self._retire(state, seq)
 
     def _preempt_last(self) -> RequestState:
@@ -403,7 +398,7 @@ class Scheduler:
         state.is_swapped = True
         for seq in state.active:
             state.kv_slot_ns += self.memory.take_cost(seq)
-            self._forget(seq)
+            self._forget(state, seq)
         return True
 
     def _free(self, state: RequestState) -> None:
@@ -436,11 +431,12 @@ class Scheduler:
         if self.memory.holds(seq):
             self.memory.free(seq)
             state.kv_slot_ns += self.memory.take_cost(seq)
-        self._forget(seq)
+        self._forget(state, seq)
         seq.num_computed_tokens = 0
 
-    def _forget(self, seq: Sequence) -> None:
+    def _forget(self, state: RequestState, seq: Sequence) -> None:
         """Let the runner forget the sequence: if it comes again, then with all that the runner must know of it."""
+        state.steady = None
         self._released.append(seq.seq_id)
         seq.num_writable_tokens = seq.num_table_entries_sent = 0
         seq.is_history_sent = False

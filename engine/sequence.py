@@ -106,6 +106,7 @@ class RequestState:
         "request",
         "request_id",
         "sequences",
+        "steady",
         "unfinished",
     )
 
@@ -128,6 +129,9 @@ class RequestState:
                 early_stopping=sampling.early_stopping,
             )
         self.beam_rows: dict[int, list[Candidate]] = {}  # by seq_id: beams wait until every one has its candidates
+        # Its one sequence, where that has computed all that it ever had, so that each step takes its next token and
+        # no more than that; None as soon as it gives back what it holds.
+        self.steady: Sequence | None = None
         self.first_scheduled_ns: int | None = None
         self.first_token_ns: int | None = None
         self.is_swapped = False  # what its sequences hold is in host memory

@@ -18,7 +18,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.model_config import DTYPE_BYTES
 from pbench.engine.plan import StepPlan
 from pbench.engine.shared_runs import RunFinder, RunTiles, num_packed, pack_runs, run_limits, unpack_runs
-from pbench.engine.transfers import Staging
+from pbench.engine.transfers import Readback, Staging, host_places
 from pbench.kernels.update_tables import update_tables
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -97,6 +97,7 @@ class Batches:
         self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=pool.device)
         self.chosen, self._staged = self._numbers[: config.max_running], self._numbers[self._first_staged :]
         self._staging = Staging(self._staged)
+        self._chosen_places = host_places(self.chosen)  # these take turns as what is staged does
         self._in_place = np.arange(config.max_batch_tokens) + self._first_staged
         # The tables of all sequences, and those of the step that runs. No entry of the latter lies outside the pool.
         self._device_tables = torch.zeros(self._tables.shape, dtype=torch.int32, device=pool.device)
@@ -225,6 +226,10 @@ class Batches:
             query_start=parts.query_start if layout.num_prefills else None,
             shared=unpack_runs(parts.packed_runs, layout.num_decodes) if layout.has_shared else None,
         )
+
+    def read_back(self, num_samples: int) -> Readback:
+        """What the step that was staged last chooses, on its way to the host; queue that behind the choice."""
+        return Readback(self.chosen[:num_samples], self._chosen_places[self._staging.turn][:num_samples])
 
     def _slots(self, rows: Numbers, positions: Numbers) -> Numbers:
         if self._is_contiguous:

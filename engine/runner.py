@@ -94,14 +94,15 @@ class Runner:
             else:
                 logits = outputs[: plan.num_decodes]
                 if plan.has_one_each and plan.is_greedy:
-                    return Choices(self._batches.chosen[: plan.num_decodes])
+                    return Choices(self._batches.read_back(plan.num_decodes))
                 if not plan.has_one_each:
                     logits = self._select(logits, _last_rows(plan.sequences))
         chosen = self._batches.chosen[: plan.num_samples]
         with phases("sample"):
             samples = [sample for seq in plan.sequences for sample in seq.samples]
             chosen.copy_(self._chooser.choose(logits, plan.sequences))
-            return Choices(chosen, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
+            tokens = self._batches.read_back(plan.num_samples)
+            return Choices(tokens, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
 
     def announce(self, phases: Phases) -> None:
         """See ``pbench.engine.engine.Engine``."""

@@ -23,11 +23,11 @@ class Choices:
 
     def __init__(
         self,
-        tokens: Tensor,
+        tokens: Readback,
         candidates: dict[int, tuple[Tensor, Tensor]] | None = None,
         scores: "TokenScores | None" = None,
     ) -> None:
-        self._tokens = Readback(tokens)
+        self._tokens = tokens
         self._candidates = candidates or {}  # of beams, by row: log-probabilities and token ids, most likely first
         self._scores = scores
 

@@ -1,6 +1,6 @@
 """Batches: a StepPlan becomes the tensors that the model and its attention read.
 
-Everything of a step goes to the device in one transfer: wide integers, narrow ones, then new entries of tables, which
+Everything of a step goes to the device together: wide integers, narrow ones, then new entries of tables, which
 stay on the device. Where each part lies there depends on the layout alone: a CUDA graph that was captured for a layout
 serves every step that is staged in it.
 """
@@ -18,7 +18,7 @@ from pbench.engine.config import EngineConfig
 from pbench.engine.model_config import DTYPE_BYTES
 from pbench.engine.plan import StepPlan
 from pbench.engine.shared_runs import RunFinder, RunTiles, num_packed, pack_runs, run_limits, unpack_runs
-from pbench.engine.transfers import Readback, Staging, host_places
+from pbench.engine.transfers import Readback, ReadbackPlaces, Staging
 from pbench.kernels.update_tables import update_tables
 
 Numbers: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -97,7 +97,7 @@ class Batches:
         self._numbers = torch.zeros(num_numbers, dtype=torch.int64, device=pool.device)
         self.chosen, self._staged = self._numbers[: config.max_running], self._numbers[self._first_staged :]
         self._staging = Staging(self._staged)
-        self._chosen_places = host_places(self.chosen)  # these take turns as what is staged does
+        self._chosen_places = ReadbackPlaces(self.chosen)
         self._in_place = np.arange(config.max_batch_tokens) + self._first_staged
         # The tables of all sequences, and those of the step that runs. No entry of the latter lies outside the pool.
         self._device_tables = torch.zeros(self._tables.shape, dtype=torch.int32, device=pool.device)
@@ -228,8 +228,8 @@ class Batches:
         )
 
     def read_back(self, num_samples: int) -> Readback:
-        """What the step that was staged last chooses, on its way to the host; queue that behind the choice."""
-        return Readback(self.chosen[:num_samples], self._chosen_places[self._staging.turn][:num_samples])
+        """What a step has chosen, on its way to the host: call it once for each step, behind the choice."""
+        return self._chosen_places.read(num_samples)
 
     def _slots(self, rows: Numbers, positions: Numbers) -> Numbers:
         if self._is_contiguous:

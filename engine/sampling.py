@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pbench.engine.candidate import Candidate, ScoredToken
 from pbench.engine.plan import Choice, PlannedSequence, Sample, SampleOptions
-from pbench.engine.transfers import Readback, to_device
+from pbench.engine.transfers import Readback, read_back, to_device
 from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens, noise_keys
 
 NO_OPTIONS = SampleOptions()
@@ -59,8 +59,8 @@ class TokenScores:
         rows = to_device(list(num_top_by_row), torch.int64, logits.device)
         log_probs = _log_probs(logits[rows])
         top = log_probs.topk(max(num_top_by_row.values()), dim=-1)
-        self._log_probs = Readback(log_probs.gather(1, tokens[rows, None]).squeeze(1))
-        self._top_log_probs, self._top_token_ids = Readback(top.values), Readback(top.indices)
+        self._log_probs = read_back(log_probs.gather(1, tokens[rows, None]).squeeze(1))
+        self._top_log_probs, self._top_token_ids = read_back(top.values), read_back(top.indices)
 
     def by_row(self) -> list[tuple[int, float, list[Candidate]]]:
         """Wait for them: each row, the log-probability of its token, and its most likely tokens."""

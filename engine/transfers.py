@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pbench.kernels.copy_numbers import TILE_SIZE, copy_numbers
+
 Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[Any]]"
 
 
@@ -21,46 +23,36 @@ def to_device(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.
 
 
 class Staging:
-    """Numbers on their way to one place on the device: written on the host, uploaded in one transfer.
+    """Numbers on their way to one place on the device: written on the host, uploaded all together.
 
     Two places on the host take turns: when one is written again, the step that it was written for last has run, since
     at most one step runs while another is staged. On the CPU host and device are the same memory.
     """
 
     def __init__(self, device_numbers: Tensor) -> None:
-        self._device = device_numbers  # (size,)
-        self._places = host_places(device_numbers)
+        self._device = device_numbers  # int64 (size,)
+        self._places = _two_places(device_numbers)
         self._views: list[Numbers] = [place.numpy() for place in self._places]  # made once: a view costs microseconds
-        self.turn = 0
+        self._turn = 0
 
     def host(self, size: int) -> Numbers:
         """Room for ``size`` numbers to write; what it holds is arbitrary."""
-        self.turn = (self.turn + 1) % len(self._places)
-        return self._views[self.turn][:size]
+        self._turn = 1 - self._turn
+        return self._views[self._turn][:size]
 
     def upload(self, size: int) -> None:
         """Copy the first ``size`` numbers that were written to the device, after what runs there now."""
         if self._device.is_cuda:
-            self._device[:size].copy_(self._places[self.turn][:size], non_blocking=True)
+            size = _rounded(size, len(self._device))
+            copy_numbers(self._device[:size], self._places[self._turn][:size])
 
 
 class Readback:
-    """Numbers on their way from the device. They may be overwritten there as soon as this is made.
+    """Numbers on their way from the device. They may be overwritten there as soon as this is made."""
 
-    Args:
-        numbers: any shape.
-        place: of the same shape, on the host and pinned, to read them into; made where there is none.
-    """
-
-    def __init__(self, numbers: Tensor, place: Tensor | None = None) -> None:
-        self._event: torch.cuda.Event | None = None
-        if numbers.is_cuda:
-            self._host = torch.empty_like(numbers, device="cpu", pin_memory=True) if place is None else place
-            self._host.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
-        else:
-            self._host = numbers.clone()
+    def __init__(self, host: Tensor, event: torch.cuda.Event | None) -> None:
+        self._host = host  # where they arrive
+        self._event = event  # when they have; None: they are there
 
     def tolist(self) -> list[Any]:
         """Wait for the numbers."""
@@ -70,9 +62,50 @@ class Readback:
         return values
 
 
-def host_places(device_numbers: Tensor) -> list[Tensor]:
-    """Two pinned places for them on the host; on the CPU themselves."""
+def read_back(numbers: Tensor) -> Readback:
+    """Read numbers of any dtype and shape back."""
+    if not numbers.is_cuda:
+        return Readback(numbers.clone(), None)
+    host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+    host.copy_(numbers, non_blocking=True)
+    return Readback(host, _recorded())
+
+
+class ReadbackPlaces:
+    """Reads the numbers at one place on the device back in every step.
+
+    Two places on the host take turns: when one is written again, what it held has been taken, as ``Staging`` says.
+    """
+
+    def __init__(self, device_numbers: Tensor) -> None:
+        self._device = device_numbers  # int64 (size,)
+        self._places = _two_places(device_numbers)
+        self._turn = 0
+
+    def read(self, size: int) -> Readback:
+        """Read the first ``size`` numbers back."""
+        if not self._device.is_cuda:
+            return read_back(self._device[:size])
+        self._turn = 1 - self._turn
+        place, num_copied = self._places[self._turn], _rounded(size, len(self._device))
+        copy_numbers(place[:num_copied], self._device[:num_copied])
+        return Readback(place[:size], _recorded())
+
+
+def _two_places(device_numbers: Tensor) -> list[Tensor]:
+    """Room for them on the host, pinned; on the CPU they themselves."""
     if not device_numbers.is_cuda:
-        return [device_numbers]
+        return [device_numbers] * 2
     size, dtype = device_numbers.shape, device_numbers.dtype
     return [torch.zeros(size, dtype=dtype, pin_memory=True) for _ in range(2)]
+
+
+def _rounded(size: int, most: int) -> int:
+    """So many are copied instead of ``size``: each size is a launch of its own to find out about."""
+    return min(-(-size // TILE_SIZE) * TILE_SIZE, most)
+
+
+def _recorded() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event

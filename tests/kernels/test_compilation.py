@@ -106,6 +106,7 @@ def compile_all():
     from pbench.kernels import (
         choose_tokens,
         copy_blocks,
+        copy_numbers,
         decode_attention,
         decode_plan,
         few_rows_matmul,
@@ -129,6 +130,10 @@ def compile_all():
     print("choose_tokens")
     compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 2048}, num_warps=8)
     print("copy_blocks")
+    for is_upload in (False, True):
+        numbers = {"IS_UPLOAD": is_upload, "TILE_SIZE": copy_numbers.TILE_SIZE}
+        compile_kernel(copy_numbers._copy_numbers_kernel, numbers)
+    print("copy_numbers")
     layouts = [(dim, dtype, contiguous) for dim, dtype in ((128, "bf16"), (80, "fp32")) for contiguous in (0, 1)]
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}

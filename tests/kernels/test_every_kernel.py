@@ -15,6 +15,7 @@ from pbench.engine.plan import Swaps
 from pbench.engine.swapper import Swapper
 from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
+from pbench.kernels.copy_numbers import copy_numbers
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
 from pbench.kernels.few_rows_matmul import few_rows_matmul, few_rows_matmul_reference, few_rows_parts
 from pbench.kernels.gated_matmul import gated_matmul, gated_matmul_reference
@@ -55,6 +56,7 @@ KERNELS = {
     "most_likely",
     "choose_tokens",
     "update_tables",
+    "copy_numbers",
     "copy_blocks",
 }
 CONTEXT_LENS = [0, 1, 16, 17, 150, 33]
@@ -317,6 +319,15 @@ def test_tables(device):
     update_tables_reference(others[0], *there, 16, others[1])
     assert torch.equal(tables, others[0])
     assert out.tolist() == [[8, 9, 9, 3], [0, 1, 6, 7], [8, 7, 6, 11]]
+
+
+def test_numbers(device):
+    there, back = (torch.zeros(9, dtype=torch.int64, pin_memory=device == "cuda") for _ in range(2))
+    there[:], numbers = torch.arange(9), torch.zeros(9, dtype=torch.int64, device=device)
+    copy_numbers(numbers, there)
+    copy_numbers(back, numbers)
+    assert numbers.tolist() == list(range(9))  # waits for both
+    assert torch.equal(back, there)
 
 
 def test_copies(device):

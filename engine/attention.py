@@ -25,6 +25,8 @@ class Batch:
     num_decodes: int  # sequences, and tokens, of the first kind
     query_start: Tensor | None  # int32 (num_sequences - num_decodes + 1,): first tokens of the second kind, and the end
     shared: SharedRuns | None = None  # of the decodes
+    # int32 (1,): 1 where what the decodes attend to, but for the last token of each, was written in earlier steps.
+    is_kv_settled: Tensor | None = None
 
 
 class BatchAttention:
@@ -52,7 +54,7 @@ class BatchAttention:
         if num_decodes:
             if window not in self._decode_plans:
                 shared = batch.shared if window is None else None
-                self._decode_plans[window] = plan_for(query, kv, self._decode_lens, shared, window)
+                self._decode_plans[window] = plan_for(query, kv, self._decode_lens, shared, window, batch.is_kv_settled)
             decode_attention(
                 query[:num_decodes],
                 kv,

@@ -40,8 +40,8 @@ class Layout(NamedTuple):
 
     @property
     def num_narrow(self) -> int:
-        """Narrow integers: context_lens, rows, change_starts, change_ends, query_start, shared runs."""
-        num_numbers = 4 * self.num_sequences + self.num_prefills + 1
+        """Narrow integers: context_lens, rows, change_starts, change_ends, query_start, is_kv_settled, shared runs."""
+        num_numbers = 4 * self.num_sequences + self.num_prefills + 2
         return num_numbers + (num_packed(self.num_decodes) if self.has_shared else 0)
 
     def num_staged(self, num_entries: int) -> int:
@@ -62,6 +62,7 @@ class StepRows:
     change_starts: list[int]  # ... from these on ...
     entries: list[list[int]]  # ... and which
     runs: RunTiles | None  # that decodes share
+    is_kv_settled: bool  # see Batch
 
     @property
     def num_tokens(self) -> int:
@@ -127,7 +128,7 @@ class Batches:
         lengths = np.ones(len(starts), np.int64)
         if num_decodes < len(starts):
             lengths[num_decodes:] = list(map(len, tokens[num_decodes:]))
-        has_new_prefix = bool(plan.released)
+        has_new_prefix, is_kv_settled = bool(plan.released), True
         for seq_id in plan.released:
             row = row_by_seq_id.pop(seq_id, None)
             if row is not None:
@@ -138,6 +139,7 @@ class Batches:
                 row_by_seq_id[seq_id] = self._free_rows.pop()
             self._tables[row_by_seq_id[seq_id], first : first + len(new_entries)] = new_entries
             has_new_prefix |= first < start_column[i] // self._block_size
+            is_kv_settled &= i >= num_decodes or first * self._block_size >= start_column[i]
         if seq_ids != self._last_seq_ids or has_new_prefix:
             self._last_seq_ids = seq_ids
             self._last_rows = np.array([row_by_seq_id[seq_id] for seq_id in seq_ids], np.int64)
@@ -158,6 +160,7 @@ class Batches:
             change_starts=[change_starts[i] for i in changed],
             entries=[entries[i] for i in changed],
             runs=runs,
+            is_kv_settled=is_kv_settled,
         )
 
     def layout_of(self, step: StepRows) -> Layout:
@@ -180,6 +183,7 @@ class Batches:
         token_ids[:num_tokens] = step.token_ids
         parts.per_sequence[:] = 0
         parts.query_start[:] = num_tokens
+        parts.is_kv_settled[:] = step.is_kv_settled
         if num_prefills:
             first_tokens = np.cumsum(lengths) - lengths
             positions[:num_tokens] = np.arange(num_tokens) + np.repeat(starts - first_tokens, lengths)
@@ -207,7 +211,7 @@ class Batches:
     def stage_nothing(self, layout: Layout) -> None:
         """Upload padding alone."""
         nobody = np.zeros(0, np.int64)
-        self.stage(StepRows(0, nobody, nobody, nobody, nobody, [], [], [], None), layout)
+        self.stage(StepRows(0, nobody, nobody, nobody, nobody, [], [], [], None, is_kv_settled=True), layout)
 
     def batch(self, layout: Layout) -> Batch:
         """What was staged, where it lies on the device, once its tables are put together: queue that here."""
@@ -224,6 +228,7 @@ class Batches:
             table=table,
             num_decodes=layout.num_decodes,
             query_start=parts.query_start if layout.num_prefills else None,
+            is_kv_settled=parts.is_kv_settled,
             shared=unpack_runs(parts.packed_runs, layout.num_decodes) if layout.has_shared else None,
         )
 
@@ -249,14 +254,25 @@ class _Narrow(NamedTuple):
     change_starts: Any
     change_ends: Any
     query_start: Any  # (num_prefills + 1,)
+    is_kv_settled: Any  # (1,)
     packed_runs: Any
     entries: Any  # as many as there is room for
 
 
 def _split(narrow: Any, layout: Layout) -> _Narrow:
-    query_first, packed_first = 4 * layout.num_sequences, 4 * layout.num_sequences + layout.num_prefills + 1
+    query_first = 4 * layout.num_sequences
+    query_end = query_first + layout.num_prefills + 1
     per_sequence = narrow[:query_first].reshape(4, layout.num_sequences)
-    query_start, packed_runs = narrow[query_first:packed_first], narrow[packed_first : layout.num_narrow]
     context_lens, rows, change_starts, change_ends = per_sequence
-    entries = narrow[layout.num_narrow :]
-    return _Narrow(per_sequence, context_lens, rows, change_starts, change_ends, query_start, packed_runs, entries)
+    query_start, is_kv_settled = narrow[query_first:query_end], narrow[query_end : query_end + 1]
+    return _Narrow(
+        per_sequence,
+        context_lens,
+        rows,
+        change_starts,
+        change_ends,
+        query_start,
+        is_kv_settled,
+        packed_runs=narrow[query_end + 1 : layout.num_narrow],
+        entries=narrow[layout.num_narrow :],
+    )

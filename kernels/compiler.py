@@ -18,6 +18,7 @@ __all__ = [
     "jit",
     "let_next_launch",
     "tl",
+    "wait_and_let_next",
     "wait_for_previous",
 ]
 
@@ -28,9 +29,10 @@ if HAS_TRITON:
     from triton import language as tl
 
     # Of a kernel that is launched early (launch.py): it waits until the kernel before it is done and what that wrote is
-    # there. Before that it writes nothing, and reads nothing but weights, which nobody writes, and a decode's plan with
-    # what belongs to it (decode_attention.py). Every program waits, so after the wait all kernels before are done, even
-    # where each lets the next one be launched before its own wait.
+    # there. Before that it writes nothing, and reads nothing but weights, which nobody writes, and in a decode's
+    # attention what is settled: a plan with what belongs to it, and KV of earlier steps (decode_attention.py). Every
+    # program waits, so after the wait all kernels before are done, even where each lets the next one be launched before
+    # its own wait.
     from triton.language.extra.cuda import gdc_launch_dependents as let_next_launch
     from triton.language.extra.cuda import gdc_wait as wait_for_previous
 else:
@@ -74,3 +76,28 @@ def is_interpreted() -> bool:
 
 # For kernels to branch on.
 IS_INTERPRETED = tl.constexpr(is_interpreted()) if HAS_TRITON else False
+
+
+@jit()
+def wait_and_let_next(is_time: tl.tensor) -> tl.tensor:
+    """In a loop: where ``is_time``, wait for the kernel before and let the next one be launched.
+
+    Returns 0, to be added to the address of what may be read only then: in a loop that loads ahead, Triton moves an
+    ``if`` without a result behind everything else.
+    """
+    return tl.inline_asm_elementwise(
+        """
+        {
+        .reg .pred is_time;
+        setp.ne.b32 is_time, $1, 0;
+        @is_time griddepcontrol.wait;
+        @is_time griddepcontrol.launch_dependents;
+        mov.b32 $0, 0;
+        }
+        """,
+        constraints="=r,r",
+        args=[is_time.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

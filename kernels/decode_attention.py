@@ -15,13 +15,23 @@ changes nothing. All query heads of a KV head share one tile, so that K and V ar
 
 Where the plan has runs of KV that several sequences share (shared_attention.py), those are attended to first, and a
 sequence's own tokens begin behind them; whoever completes a row merges what the runs gave for it.
+
+What is read before the kernel before is done
+    A launch begins when every program of the kernel before it has let it (compiler.py). That one writes K and V of the
+    step's tokens (project_write_kv.py, rotary_write_kv.py), or attends to shared runs, and lets the launch begin only
+    after its own wait. So all kernels before that one are done, and nothing else writes the layer: copies, moves and
+    swaps are made before a step's first layer, and the first launch of a plan waits before it reads anything.
+    A later launch of the plan reads plan, lengths and table at once. So it does K and V of a program's first tiles,
+    where no token of the step is among them: none is among what was written in earlier steps, and of the others each
+    is the last of its own sequence, as far as the plan was told so (``is_kv_settled``), and in no tile that a program
+    loads before its first is computed (``TILES_AHEAD``). Queries come after the wait, and so does all that is written.
 """
 
 import math
 
 import torch
 
-from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
@@ -186,6 +196,7 @@ def _decode_attention_kernel(
     WINDOW: tl.constexpr,  # see attend_tile
     SOFT_CAP: tl.constexpr,
     IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
+    READS_AHEAD: tl.constexpr,  # and may read K and V before, where the plan, which is settled, says so
 ) -> None:
     """Grid: (num_programs,)."""
     # Before it waits, a launch of a settled plan reads what was there when the first launch of the plan began. That one
@@ -206,6 +217,7 @@ def _decode_attention_kernel(
     first_program = tl.load(record_ptr + 5)
     num_continued_pieces = tl.load(record_ptr + 6)
     num_begun_pieces = tl.load(record_ptr + 7)
+    num_ahead = tl.load(record_ptr + 8) if READS_AHEAD else 0
     continued_sequence, continued_row = sequence, row
     is_continued = num_continued_pieces > 0
     head_stride = num_slots.to(tl.int64) * HEAD_DIM if IS_CONTIGUOUS else BLOCK_SIZE * HEAD_DIM
@@ -222,23 +234,32 @@ def _decode_attention_kernel(
         own_start = tl.load(own_start_ptr + sequence, mask=sequence < num_sequences, other=0)
         next_own_start = tl.load(own_start_ptr + sequence + 1, mask=is_next, other=0)
     table_row_ptr = table_ptr + sequence.to(tl.int64) * table_stride
-    next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
-    if IS_EARLY:
+    # What its first rounds load, a loop asks for before it begins. So that this is before the wait where K and V may be
+    # read then, the loop has a round with no tile before the others, which waits and loads queries.
+    ids_end = tl.where(num_ahead > 0, 0, context_len)
+    next_ids = load_block_ids(table_row_ptr, start, ids_end, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
+    if IS_EARLY and num_ahead == 0:
         wait_for_previous()
         let_next_launch()
     heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
     query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
-    next_query = load_rows(query_row_ptr, is_row & (sequence < num_sequences), HEAD_DIM, TILE_DIMS)
+    is_loaded = is_row & (sequence < num_sequences) & (num_ahead == 0)
+    next_query = load_rows(query_row_ptr, is_loaded, HEAD_DIM, TILE_DIMS)
+    start -= num_ahead * TILE_TOKENS
     top = tl.full([DOT_ROWS], LOWEST, tl.float32)
     total = tl.zeros([DOT_ROWS], tl.float32)
     sums = zero_parts(DOT_ROWS, TILE_DIMS, IS_FP8)
-    for index in range(num_tiles):
+    for index in range(-num_ahead, num_tiles):
         block_ids, query = next_ids, query_parts(next_query, IS_FP8)
         tile_start, tile_end, tile_sequence, tile_row = start, context_len, sequence, row
+        if READS_AHEAD:
+            tile_end = tl.where(index < 0, start, context_len)
         first = window_start(context_len, WINDOW) if WINDOW is not None else 0
 
         start += TILE_TOKENS
         is_row_end = start >= context_len
+        if READS_AHEAD:
+            is_row_end &= index >= 0
         row += is_row_end.to(tl.int32)
         is_sequence_end = row == NUM_ROWS
         row = tl.where(is_sequence_end, 0, row)
@@ -256,6 +277,8 @@ def _decode_attention_kernel(
         next_ids = load_block_ids(table_row_ptr, start, context_len, BLOCK_SIZE, IS_CONTIGUOUS, TILE_TOKENS)
         heads, is_row = _row_heads(row, DOT_ROWS, GROUP, NUM_ROW_TILES, TILE_ROWS)
         query_row_ptr = query_ptr + sequence.to(tl.int64) * query_stride_token + heads * query_stride_head
+        if READS_AHEAD:
+            query_row_ptr += wait_and_let_next(index < 0)
         next_query = load_rows(query_row_ptr, is_row & (sequence < num_sequences), HEAD_DIM, TILE_DIMS)
 
         top, total, sums = attend_tile(
@@ -389,7 +412,7 @@ def decode_attention(
         plan: what ``plan_for`` made of the same context_lens, shapes and window, for all layers of a step; made anew
             otherwise. With shared runs in it, each of them is read once for all its members. From the second launch
             with the same plan and table on, these and context_lens are read before the kernel before it is done, which
-            must not write them.
+            must not write them, and must not let it begin before its own wait.
         key_scale: what K was divided by when it was written, where kv holds 8-bit floats.
         value_scale: likewise for V.
         window: how many tokens a query sees at most, its own included; None: all before it.
@@ -446,12 +469,16 @@ def plan_for(
     context_lens: torch.Tensor,
     shared: SharedRuns | None = None,
     window: int | None = None,
+    is_kv_settled: torch.Tensor | None = None,
 ) -> DecodePlan | None:
     """The plan of all calls with these shapes and lengths, and either shared runs (paged only) or a window.
 
+    ``is_kv_settled``, int32 ``(1,)``: 1 where the kernel before each of those calls writes of the KV that they read
+    nothing but the last token of each sequence, which then needs no waiting for; 0 or None: it may write any.
+
     None where no kernel runs.
     """
-    return _plan(query, kv, context_lens, shared, window) if runs_on_triton(query) else None
+    return _plan(query, kv, context_lens, shared, window, is_kv_settled) if runs_on_triton(query) else None
 
 
 def _plan(
@@ -460,10 +487,12 @@ def _plan(
     context_lens: torch.Tensor,
     shared: SharedRuns | None = None,
     window: int | None = None,
+    is_kv_settled: torch.Tensor | None = None,
 ) -> DecodePlan:
     return plan_decode(
         context_lens,
         shared,
+        is_kv_settled,
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
@@ -610,6 +639,7 @@ def _first_launch(
         "WINDOW": plan.window,
         "SOFT_CAP": soft_cap,
         "IS_EARLY": is_early,
+        "READS_AHEAD": is_early and is_settled and plan.may_be_settled,
         "launch_pdl": is_early,
         "num_warps": tiling.num_warps,
         "num_stages": tiling.tiles_in_flight + 1,

@@ -27,7 +27,8 @@ TILE_SEQUENCES = 1024
 #   4 how many tiles its chunk has
 #   5 the first program, 6 the number of the pieces of the row that it goes on with; 6 is 0 where it begins a row
 #   7 the number of the pieces of the row that it begins and others go on with; 0: there is none
-NUM_FIELDS = 8
+#   8 whether K and V of its first tiles are settled, 0 or 1: nothing of the step writes them
+NUM_FIELDS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class DecodePlan:
     shared: SharedRuns | None  # that the chunks leave out
     shared_partial: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads, head_dim), or empty without runs
     shared_log_sum: torch.Tensor  # float32 (MAX_LEVELS, num_sequences, num_heads), or empty
+    may_be_settled: bool  # whether the schedule was told if KV is
     key: int  # equal keys mean launches of equal size, but for what query and kv say
     scratch: Scratch  # what the attention reads of all this, in the order of its parameters
     step: SameTensors  # the table and lengths of the launches that it serves
@@ -54,20 +56,23 @@ class DecodePlan:
 
 @jit(
     do_not_specialize=("num_sequences", "num_programs"),
-    do_not_specialize_on_alignment=("context_lens_ptr", "own_start_ptr"),
+    do_not_specialize_on_alignment=("context_lens_ptr", "own_start_ptr", "is_kv_settled_ptr"),
 )
 def _decode_plan_kernel(
     context_lens_ptr: tl.pointer_type,  # (num_sequences,)
     own_start_ptr: tl.pointer_type,  # (num_sequences,), with HAS_SHARED only
+    is_kv_settled_ptr: tl.pointer_type,  # (1,), with MAY_BE_SETTLED only
     schedule_ptr: tl.pointer_type,  # (num_programs, NUM_FIELDS)
     num_arrived_ptr: tl.pointer_type,  # (num_programs,)
     num_sequences: tl.tensor,
     num_programs: tl.tensor,
     HAS_SHARED: tl.constexpr,
+    MAY_BE_SETTLED: tl.constexpr,
     WINDOW: tl.constexpr,  # tokens of a sequence that are attended to at most, its last; None: all
     NUM_ROWS: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
+    TILES_AHEAD: tl.constexpr,  # that a program may load before it has computed anything
     TILE_SEQUENCES: tl.constexpr,
     NUM_FIELDS: tl.constexpr,
 ) -> None:
@@ -113,15 +118,21 @@ def _decode_plan_kernel(
     record_ptr = schedule_ptr + program * NUM_FIELDS
     tl.store(record_ptr, begin_sequence)
     tl.store(record_ptr + 1, row)
-    tl.store(record_ptr + 2, start + tile * TILE_TOKENS)
-    is_sequence = begin_sequence < num_sequences
-    tl.store(record_ptr + 3, tl.load(context_lens_ptr + begin_sequence, mask=is_sequence, other=0))
+    first_token = start + tile * TILE_TOKENS
+    tl.store(record_ptr + 2, first_token)
+    context_len = tl.load(context_lens_ptr + begin_sequence, mask=begin_sequence < num_sequences, other=0)
+    tl.store(record_ptr + 3, context_len)
     tl.store(record_ptr + 4, end - begin)
     tl.store(record_ptr + 5, first_program)
     tl.store(record_ptr + 6, tl.where(tile > 0, num_pieces, 0))
     tiles, _ = _row_tiles(end_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS)
     _, tile, first_program, num_pieces = _place(end - end_tiles * NUM_ROWS, end, tiles, chunk)
     tl.store(record_ptr + 7, tl.where((tile > 0) & (first_program == program), num_pieces, 0))
+    are_settled = 0
+    if MAY_BE_SETTLED:
+        is_without_last = first_token + TILES_AHEAD * TILE_TOKENS < context_len
+        are_settled = tl.where(is_without_last, tl.load(is_kv_settled_ptr), 0)
+    tl.store(record_ptr + 8, are_settled)
     tl.store(num_arrived_ptr + program, 0)
 
 
@@ -183,6 +194,7 @@ _launch = Launcher(_decode_plan_kernel)
 def plan_decode(
     context_lens: torch.Tensor,
     shared: SharedRuns | None = None,
+    is_kv_settled: torch.Tensor | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -195,6 +207,8 @@ def plan_decode(
     Args:
         context_lens: int32 ``(num_sequences,)`` on the device; read by the launch, not afterwards.
         shared: runs that several sequences share and that are attended to apart; paged addressing only.
+        is_kv_settled: int32 ``(1,)`` on the device, 0 or 1: whether K and V of all but each sequence's last token were
+            there before the launch. None: no.
         num_heads: query heads.
         num_kv_heads: divides num_heads.
         head_dim: of every head.
@@ -211,6 +225,7 @@ def plan_decode(
     num_rows = num_kv_heads * num_row_tiles
     num_programs = tiling.programs_per_sm * device_limits(context_lens).num_sms
     num_levels = MAX_LEVELS if shared is not None else 0
+    may_be_settled = is_kv_settled is not None
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
@@ -235,15 +250,19 @@ def plan_decode(
         shared,
         shared_partial,
         shared_log_sum,
-        short_key((tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None)),
+        may_be_settled,
+        short_key(
+            (tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None, may_be_settled)
+        ),
         Scratch(schedule, num_arrived, partial, log_sum, own_start, run_levels, shared_partial, shared_log_sum),
         SameTensors(),
     )
     if num_sequences:
         starts = context_lens if shared is None else shared.own_start
+        settled = context_lens if is_kv_settled is None else is_kv_settled
         _launch(
-            (layout_of(context_lens, starts), plan.key),
-            (context_lens, starts),
+            (layout_of(context_lens, starts, settled), plan.key),
+            (context_lens, starts, settled),
             (),
             lambda: _first_launch(plan),
             Scratch(schedule, num_arrived),
@@ -254,10 +273,12 @@ def plan_decode(
 def _first_launch(plan: DecodePlan) -> Launch:
     options = {
         "HAS_SHARED": plan.shared is not None,
+        "MAY_BE_SETTLED": plan.may_be_settled,
         "WINDOW": plan.window,
         "NUM_ROWS": plan.num_rows,
         "MIN_CHUNK": plan.tiling.min_chunk,
         "TILE_TOKENS": plan.tiling.tile_tokens,
+        "TILES_AHEAD": plan.tiling.tiles_in_flight,
         "TILE_SEQUENCES": TILE_SEQUENCES,
         "NUM_FIELDS": NUM_FIELDS,
     }

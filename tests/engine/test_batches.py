@@ -33,7 +33,7 @@ class StagingRunner(SimulatedRunner):
         self.config = config
         block_size = config.num_slots if config.memory != "paged" else config.block_size
         self.batches = Batches(config, torch.zeros(1, config.num_slots // block_size, 2, 1, block_size, 1))
-        self.num_seen = self.num_preempted = 0
+        self.num_seen = self.num_settled = self.num_in_conflict = 0
 
     def launch(self, plan):
         step = self.batches.take(plan)
@@ -45,17 +45,18 @@ class StagingRunner(SimulatedRunner):
             )
             layout = Layout(num_tokens, num_decodes, num_prefills, self.batches.width, has_shared=False)
         self.batches.stage(step, layout)
-        self.check(plan, layout, self.batches.batch(layout))
+        batch = self.batches.batch(layout)
+        self.check(plan, layout, batch)
+        self.check_is_kv_settled(plan, bool(batch.is_kv_settled))
         return super().launch(plan)
 
     def check(self, plan, layout, batch):
-        sequences = {seq.seq_id: seq for state in self.engine.scheduler.states() for seq in state.sequences}
         token = 0
         for index, planned in enumerate(plan.sequences):
             row = index if index < plan.num_decodes else index - plan.num_decodes + layout.num_decodes
             end = planned.start + len(planned.token_ids)
             assert batch.context_lens[row] == end
-            table = self.engine.memory.table(sequences[planned.seq_id])
+            table = self.table(planned)
             block_size = self.batches._block_size
             num_entries = -(-end // block_size)
             assert batch.table[row, :num_entries].tolist() == table[:num_entries]
@@ -72,6 +73,28 @@ class StagingRunner(SimulatedRunner):
         if layout.num_prefills:
             assert batch.query_start[-1] == token
 
+    def check_is_kv_settled(self, plan, is_kv_settled):
+        """In a step that says so, no decode reads what the step writes, but for its own last token."""
+        written = {slot for planned in plan.sequences for slot in self.slots(planned, planned.start, planned.end)}
+        read = {
+            slot for planned in plan.sequences[: plan.num_decodes] for slot in self.slots(planned, 0, planned.start)
+        }
+        is_in_conflict = not written.isdisjoint(read)
+        assert not (is_kv_settled and is_in_conflict)
+        self.num_settled += is_kv_settled and plan.num_decodes > 0
+        self.num_in_conflict += is_in_conflict
+
+    def slots(self, planned, start, end):
+        """Of these tokens of a planned sequence."""
+        table = self.table(planned)
+        block_size = self.batches._block_size
+        bases = [entry if self.config.memory != "paged" else entry * block_size for entry in table]
+        return [bases[position // block_size] + position % block_size for position in range(start, end)]
+
+    def table(self, planned):
+        sequences = {seq.seq_id: seq for state in self.engine.scheduler.states() for seq in state.unfinished}
+        return self.engine.memory.table(sequences[planned.seq_id])
+
 
 @pytest.mark.parametrize("memory", ["paged", "contiguous:pow2"])
 def test_tables_on_the_device_follow_every_plan(memory):
@@ -79,9 +102,12 @@ def test_tables_on_the_device_follow_every_plan(memory):
     config = replace(CONFIG, memory=memory)
     runner = StagingRunner(config, clock)
     runner.engine = engine = Engine(config, runner, clock)
-    num_preempted = 0
-    for request_id in range(150):
+    num_preempted, before = 0, [7]
+    for request_id in range(240):
         prompt = [7] * chance.choice([0, 0, 8, 16]) + [chance.randrange(500) for _ in range(chance.randint(1, 40))]
+        if chance.random() < 0.25:
+            prompt = before  # it may find all but its last token in the very step that computes them
+        before = prompt
         sampling = SamplingParams(max_tokens=chance.randint(1, 40), temperature=1.0, n=chance.choice([1, 1, 2]))
         engine.add_request(Request(request_id, prompt, sampling))
         if chance.random() < 0.1:
@@ -93,6 +119,8 @@ def test_tables_on_the_device_follow_every_plan(memory):
         num_preempted += engine.step().record.num_preempted
     assert runner.num_seen > 3000
     assert num_preempted > 10
+    assert runner.num_settled > 400
+    assert (runner.num_in_conflict > 0) == (memory == "paged")
 
 
 def test_what_a_step_uploads_does_not_grow_with_the_context():

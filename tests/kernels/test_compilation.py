@@ -37,6 +37,7 @@ INTEGER_POINTERS = {
     "tables_ptr": "*i32",
     "step_tables_ptr": "*i32",
     "rows_ptr": "*i32",
+    "is_kv_settled_ptr": "*i32",
     "change_starts_ptr": "*i32",
     "change_ends_ptr": "*i32",
     "entries_ptr": "*i32",
@@ -138,8 +139,8 @@ def compile_all():
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
-        rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8}
+        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
+        rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8, "READS_AHEAD": not is_contiguous}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             for is_fp8 in (False, True):
@@ -177,9 +178,10 @@ def compile_all():
         options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         compile_kernel(matmul._matmul_kernel, product, dtype, **options)
     print("matmul")
-    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 8, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 9, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
-        compile_kernel(decode_plan._decode_plan_kernel, plan | {"HAS_SHARED": has_shared, "WINDOW": window})
+        variant = {"HAS_SHARED": has_shared, "WINDOW": window, "MAY_BE_SETTLED": has_shared, "TILES_AHEAD": 2}
+        compile_kernel(decode_plan._decode_plan_kernel, plan | variant)
     print("decode_plan")
     for has_residual, num_parts in ((False, None), (True, None), (True, 4)):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}

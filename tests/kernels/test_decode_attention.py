@@ -5,6 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pbench.kernels import decode_attention as decode_attention_module
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
@@ -52,9 +54,10 @@ def window_starts(cache, window):
     return [0 if window is None else max(length - window, 0) for length in cache.context_lens.tolist()]
 
 
-def plan_of(query, cache, tiling, window=None):
+def plan_of(query, cache, tiling, window=None, is_kv_settled=None):
     return plan_decode(
         cache.context_lens,
+        is_kv_settled=is_kv_settled,
         window=window,
         num_heads=query.shape[1],
         num_kv_heads=cache.kv.shape[2],
@@ -216,7 +219,10 @@ def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
 ):
     tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     lens = torch.tensor(context_lens, dtype=torch.int32, device=device)
-    plan = plan_decode(lens, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling, window=window)
+    is_kv_settled = torch.ones(1, dtype=torch.int32, device=device)
+    plan = plan_decode(
+        lens, None, is_kv_settled, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling, window=window
+    )
     tiles = []  # of all rows one after the other
     for sequence, length in enumerate(context_lens):
         first = max(length - (window or length), 0) // 16 * 16  # tiles wholly before the window are nobody's
@@ -226,12 +232,15 @@ def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
     chunks = [tiles[first : first + chunk] for first in range(0, plan.num_programs * chunk, chunk)]
     pieces = [{tile[:2] for tile in own} for own in chunks]
     for program, record in enumerate(plan.schedule.tolist()):
-        *start, context_len, num_tiles, first_program, head_pieces, tail_pieces = record
+        *start, context_len, num_tiles, first_program, head_pieces, tail_pieces, are_tiles_settled = record
         own = chunks[program]
         assert num_tiles == len(own)
         if not own:
-            assert tail_pieces == 0
+            assert tail_pieces == are_tiles_settled == 0
             continue
+        assert are_tiles_settled == (start[2] + tiling.tiles_in_flight * 16 < context_len)
+        tiles_ahead = own[: tiling.tiles_in_flight] if are_tiles_settled else []
+        assert all(first + 16 < context_lens[sequence] for sequence, _, first in tiles_ahead)
         assert tuple(start) == own[0]
         assert context_len == context_lens[own[0][0]]
         sharers = {row: [other for other, rows in enumerate(pieces) if row in rows] for row in pieces[program]}
@@ -240,6 +249,87 @@ def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
         if head_pieces:
             assert first_program == head[0]
         assert tail_pieces == (len(tail) if tail[0] == program < tail[-1] else 0)
+
+
+@jit()
+def _do_nothing() -> None:
+    pass
+
+
+@jit()
+def _zero(is_time):
+    return 0
+
+
+@pytest.mark.parametrize(("is_contiguous", "window"), [(False, None), (True, None), (False, 100)])
+def test_a_loop_may_have_a_round_before_its_first_tile(build_cache, device, monkeypatch, is_contiguous, window):
+    if device == "cpu":  # where no kernel before is waited for
+        monkeypatch.setattr(decode_attention_module, "can_launch_early", lambda tensor: True)
+        for name in ("wait_for_previous", "let_next_launch"):
+            monkeypatch.setattr(decode_attention_module, name, _do_nothing)
+        monkeypatch.setattr(decode_attention_module, "wait_and_let_next", _zero)
+    layout = {"num_kv_heads": 2, "head_dim": 16, "block_size": 16, "is_contiguous": is_contiguous}
+    cache = build_cache([300, 0, 40, 117, 65], **layout, device=device)
+    query = random_query(cache, 4)
+    is_kv_settled = torch.ones(1, dtype=torch.int32, device=device)
+    plan = plan_of(query, cache, SMALL_TILES, window, is_kv_settled)
+    assert 0 < plan.schedule[:, 8].sum() < plan.num_programs
+    for _ in range(3):
+        out = run_triton(query, cache, SMALL_TILES, plan=plan, window=window)
+        torch.testing.assert_close(out.double(), exact(query, cache, 0.2, window), rtol=1e-5, atol=1e-5)
+
+
+@jit()
+def _write_late_kernel(to_ptr, from_ptr, places_ptr, num_places, TILE: tl.constexpr):
+    """Grid: (1,). Copies numbers, two milliseconds after the next kernel may have begun."""
+    wait_for_previous()
+    let_next_launch()
+    begin = tl.extra.cuda.globaltimer()
+    now = begin
+    while now - begin < 2_000_000:
+        now = tl.extra.cuda.globaltimer()
+    for first in range(0, num_places, TILE):
+        indices = first + tl.arange(0, TILE)
+        places = tl.load(places_ptr + indices, mask=indices < num_places)
+        numbers = tl.load(from_ptr + places, mask=indices < num_places)
+        tl.store(to_ptr + places, numbers, mask=indices < num_places)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP8], ids=str)
+def test_what_the_kernel_before_writes_is_read_when_it_is_there(build_cache, dtype):
+    """Queries, and of K and V the last tokens; where a plan is told that others are settled, these are read before."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("kernels are not launched early")
+    lens = [700, 1, 64, 333]
+    cache = build_cache(lens, num_kv_heads=8, head_dim=128, block_size=16, is_contiguous=False, device="cuda")
+    right_kv = cache.kv.to(dtype)
+    right_query = random_query(cache, 16).to(torch.bfloat16).contiguous()
+    right = torch.cat([tensor.view(torch.uint8).flatten() for tensor in (right_kv, right_query)])
+    numbers = right.clone()
+    kv = numbers[: right_kv.nbytes].view(dtype).view(right_kv.shape)
+    query = numbers[right_kv.nbytes :].view(torch.bfloat16).view(right_query.shape)
+    expected = decode_attention_reference(query.double(), kv.double(), cache.table, cache.context_lens, scale=0.1)
+    is_last = torch.zeros_like(kv.view(torch.uint8))
+    for row, length in zip(cache.table, lens, strict=True):
+        is_last[row[(length - 1) // 16].item(), :, :, (length - 1) % 16, :] = 1
+
+    def is_right(is_kv_settled, is_written):
+        flag = torch.tensor([is_kv_settled], dtype=torch.int32, device="cuda")
+        plan = plan_for(query, kv, cache.context_lens, is_kv_settled=flag)
+        arguments = {"scale": 0.1, "plan": plan}
+        numbers.copy_(right)
+        decode_attention(query, kv, cache.table, cache.context_lens, **arguments)  # the first launch of a plan waits
+        places = torch.cat([is_written.flatten(), torch.ones(query.nbytes, device="cuda")]).nonzero().squeeze(1)
+        numbers[places] = 0x7F  # 0x7F is a NaN of 8-bit floats, 0x7F7F is 3e38 of bfloat16
+        _write_late_kernel[(1,)](numbers, right, places, len(places), TILE=4096, num_warps=8, launch_pdl=True)
+        out = decode_attention(query, kv, cache.table, cache.context_lens, **arguments)
+        return torch.allclose(out.double(), expected, rtol=2e-2, atol=2e-3)
+
+    everything = torch.ones_like(is_last)
+    for _ in range(2):  # once compiled
+        are_right = [is_right(1, is_last), is_right(0, is_last), is_right(0, everything), is_right(1, everything)]
+    assert are_right == [True, True, True, False]
 
 
 def test_a_plan_for_other_shapes_is_refused(build_cache):

@@ -139,7 +139,7 @@ class Batches:
                 row_by_seq_id[seq_id] = self._free_rows.pop()
             self._tables[row_by_seq_id[seq_id], first : first + len(new_entries)] = new_entries
             has_new_prefix |= first < start_column[i] // self._block_size
-            # One that was just taken in may have found in the prefix cache what others compute in this very step. What a
+            # One that was just taken in may have found in the prefix cache what others compute in this step. What a
             # table says since an earlier step was written by then: whoever writes into a block is alone in it.
             is_kv_settled &= i >= num_decodes or first * self._block_size >= start_column[i]
         if seq_ids != self._last_seq_ids or has_new_prefix:

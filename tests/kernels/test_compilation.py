@@ -103,6 +103,19 @@ def compile_source(source, kernel, constants, dtype, is_fp8, descriptors, option
     )
 
 
+def check_wait_in_loop(ptx):
+    """K and V are asked for before the loop, in which nothing is read before the wait, and then the queries are."""
+    before, after = ptx.split("@is_time griddepcontrol.wait")
+    assert "cp.async.cg" in before
+    assert "ld.global" not in before[before.rindex("$L__BB") :]
+    assert "ld.global" in after[: after.index("cp.async.wait_group")]
+
+
+def check_waits_first(ptx):
+    """So that what the kernel before it wrote is there before the next one begins, a decode that reads settled KV."""
+    assert ptx.index("griddepcontrol.wait") < ptx.index("griddepcontrol.launch_dependents")
+
+
 def compile_all():
     from pbench.kernels import (
         choose_tokens,
@@ -144,7 +157,11 @@ def compile_all():
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
             for is_fp8 in (False, True):
-                compile_kernel(decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168)
+                compiled = compile_kernel(
+                    decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168
+                )
+                if rows["READS_AHEAD"]:
+                    check_wait_in_loop(compiled.asm["ptx"])
         cut = constants | rows | {"HAS_SHARED": False} | CUT
         compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
         prefill = constants | FULL | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
@@ -163,7 +180,8 @@ def compile_all():
     shared |= {"TILE_ROWS": 128, "IS_EARLY": True}
     for cap in (None, 50.0):
         capped = shared | {"SOFT_CAP": cap}
-        compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
+        compiled = compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
+        check_waits_first(compiled.asm["ptx"])
     print("shared_attention")
     for dtype, tiling in (("bf16", matmul.TILING_16_BIT), ("fp32", matmul.TILING_32_BIT)):
         product = {
@@ -197,7 +215,8 @@ def compile_all():
     for is_fp8, has_norm in ((False, False), (False, True), (True, False)):
         plane = {"HALF_DIM": 64, "TILE_HEADS": 16, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
-        compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
+        compiled = compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
+        check_waits_first(compiled.asm["ptx"])
     print("rotary_write_kv")
     swizzled = repr(hopper_project.SWIZZLED.value)
     for num_rows, head_dim, dtype, is_fp8 in (
@@ -222,7 +241,9 @@ def compile_all():
             for name, count in (("x_descriptor", tiling.tile_rows), ("weight_descriptor", head_dim))
         }
         options = {"num_warps": tiling.num_warps, "launch_pdl": True}
-        compile_gluon_kernel(hopper_project._hopper_project_kernel, projected, boxes, dtype, is_fp8, **options)
+        project = hopper_project._hopper_project_kernel
+        compiled = compile_gluon_kernel(project, projected, boxes, dtype, is_fp8, **options)
+        check_waits_first(compiled.asm["ptx"])
     print("hopper_project")
     for num_rows in (16, 32, 64, 256):
         tiling = few_rows_matmul.few_rows_tiling(num_rows)

@@ -32,6 +32,7 @@ class Layout(NamedTuple):
     num_prefills: int  # sequences with a ragged run of tokens
     width: int  # of the table
     has_shared: bool  # whether it says which runs of KV are shared
+    is_greedy: bool = False  # whether each decode takes its most likely token, and nothing else is asked for
 
     @property
     def num_sequences(self) -> int:

@@ -17,6 +17,7 @@ from pbench.engine.phases import Phases, no_phases
 from pbench.engine.products import FewRowsProducts, Products, WholeProducts, most_few_rows
 from pbench.engine.rotary import rotary_table
 from pbench.kernels.matmul import matmul
+from pbench.kernels.most_likely import most_likely, most_likely_next
 from pbench.kernels.rms_norm import rms_norm
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation
 
@@ -75,6 +76,7 @@ class Model(nn.Module):
             else _parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         )
         self.register_buffer("cos_sin", rotary_table(config, device), persistent=False)
+        self._is_batch_invariant = is_batch_invariant
         self._whole_products = WholeProducts(matmul if is_batch_invariant else functional.linear)
         self._few_rows_products = FewRowsProducts()
         self._most_few_rows = 0 if is_batch_invariant else most_few_rows(config, self.embedding)
@@ -116,6 +118,13 @@ class Model(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every next token: hidden states (N, hidden_size) -> (N, vocab_size) in the model's dtype."""
         return self._whole_products.linear(hidden, self.head, None)
+
+    def choose(self, hidden: Tensor, out: Tensor) -> None:
+        """Write the most likely token after each hidden state, (N, hidden_size), into ``out``: int64 (N,)."""
+        if self._is_batch_invariant:
+            most_likely(self.logits(hidden), out)
+        else:
+            most_likely_next(hidden, self.head, out)
 
 
 class Layer(nn.Module):

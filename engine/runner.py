@@ -19,7 +19,6 @@ from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
-from pbench.kernels.most_likely import most_likely
 
 MAX_CAPTURED_PREFILLS = 32  # in a step that a CUDA graph serves
 
@@ -74,32 +73,29 @@ class Runner:
         if plan.moves or plan.copies:
             with phases("copy"):
                 self._copy(plan)
-        layout = self._captured_layout(step)
-        if self._graphs is None or layout is None:
-            layout = self._batches.layout_of(step)
-            with phases("prepare"):
-                self._batches.stage(step, layout)
+        captured = self._captured_layout(step, plan)
+        layout = captured or self._batches.layout_of(step)
+        with phases("prepare"):
+            self._batches.stage(step, layout)
+        if self._graphs is None or captured is None:
             with phases("forward"):
                 outputs = self._forward(layout)
-            with phases("sample"):
-                logits = self._logits_of_samples(outputs, plan)
         else:
-            with phases("prepare"):
-                self._batches.stage(step, layout)
             with phases("replay"):
                 outputs = self._graphs.replay(layout)
-            if layout.num_prefills:
-                with phases("sample"):
-                    logits = self._logits_of_samples(outputs, plan)
-            else:
-                logits = outputs[: plan.num_decodes]
-                if plan.has_one_each and plan.is_greedy:
-                    return Choices(self._batches.read_back(plan.num_decodes))
-                if not plan.has_one_each:
-                    logits = self._select(logits, _last_rows(plan.sequences))
-        chosen = self._batches.chosen[: plan.num_samples]
+        if layout.is_greedy:
+            return Choices(self._batches.read_back(plan.num_samples))
         with phases("sample"):
+            if captured is not None and not layout.num_prefills:
+                logits = self._select(outputs[: plan.num_decodes], _last_rows(plan.sequences))
+            else:
+                hidden = self._hidden_of_samples(outputs, plan)
+                if plan.is_greedy:
+                    self.model.choose(hidden, self._batches.chosen[: len(hidden)])
+                    return Choices(self._batches.read_back(plan.num_samples))
+                logits = self.model.logits(hidden)[: plan.num_samples]
             samples = [sample for seq in plan.sequences for sample in seq.samples]
+            chosen = self._batches.chosen[: plan.num_samples]
             chosen.copy_(self._chooser.choose(logits, plan.sequences))
             tokens = self._batches.read_back(plan.num_samples)
             return Choices(tokens, beam_candidates(logits, samples), token_scores(logits, chosen, samples))
@@ -166,13 +162,14 @@ class Runner:
             for size in reversed(self._mixed_sizes)
         ]
         decodes = [
-            Layout(size, size, 0, width, has_shared)
+            Layout(size, size, 0, width, has_shared, is_greedy)
             for size in reversed(self._decode_sizes)
             for has_shared in ((False, True) if can_share else (False,))
+            for is_greedy in (False, True)
         ]
         return mixed + decodes
 
-    def _captured_layout(self, step: StepRows) -> Layout | None:
+    def _captured_layout(self, step: StepRows, plan: StepPlan) -> Layout | None:
         """The smallest layout with a graph that holds a step; None when there is none."""
         if self._graphs is None:
             return None
@@ -181,32 +178,35 @@ class Runner:
         if index == len(sizes):
             return None
         size, max_running, has_shared = sizes[index], self.config.max_running, step.runs is not None
-        layout = Layout(size, size, 0, self._batches.width, has_shared)
+        is_greedy = plan.is_greedy and plan.has_one_each
+        layout = Layout(size, size, 0, self._batches.width, has_shared, is_greedy)
         if step.num_prefills:
             num_prefills = min(MAX_CAPTURED_PREFILLS, max_running)
             layout = Layout(size, min(size, max_running), num_prefills, layout.width, self._batches.can_share)
         return layout if step.num_prefills <= layout.num_prefills else None
 
     def _run_staged(self, layout: Layout) -> Tensor:
-        """Run the step that is staged: hidden states, or of decodes logits, after choosing from them greedily."""
+        """Run the step that is staged: to hidden states, to logits of decodes, or to the tokens of greedy ones."""
         hidden = self._forward(layout)
         if layout.num_prefills:
             return hidden
-        logits = self.model.logits(hidden)
-        most_likely(logits, self._batches.chosen[: layout.num_tokens])
-        return logits
+        if not layout.is_greedy:
+            return self.model.logits(hidden)
+        chosen = self._batches.chosen[: layout.num_tokens]
+        self.model.choose(hidden, chosen)
+        return chosen
 
-    def _logits_of_samples(self, hidden: Tensor, plan: StepPlan) -> Tensor:
-        """Logits of each sample, from the hidden states of all tokens of the step.
+    def _hidden_of_samples(self, hidden: Tensor, plan: StepPlan) -> Tensor:
+        """The hidden state that each sample is chosen by, of those of all tokens of the step, and some more.
 
-        The product has as many rows as that of some graph: for others a library may choose a kernel that it has not
+        There are as many as in some graph: for other numbers of rows a library may choose a kernel that it has not
         loaded yet, and loading one takes longer than a step.
         """
         rows = _last_rows(plan.sequences)
         index = bisect_left(self._decode_sizes, len(rows))
         is_padded = self._graphs is not None and rows and index < len(self._decode_sizes)
         num_more = self._decode_sizes[index] - len(rows) if is_padded else 0
-        return self.model.logits(self._select(hidden, rows + rows[-1:] * num_more))[: len(rows)]
+        return self._select(hidden, rows + rows[-1:] * num_more)
 
     def _select(self, tensor: Tensor, rows: list[int]) -> Tensor:
         if rows == list(range(len(tensor))):

@@ -1,15 +1,19 @@
-"""The most likely token of every row of logits.
+"""The most likely token of every row of logits, or after every hidden state.
 
 ::
 
     token[r] = the first t with logits[r, t] = max_t logits[r, t]
+    logits[r, t] = sum_k hidden[r, k] head[t, k]
 
 A vocabulary is long and rows are few, so many programs share a row; a second, tiny launch compares what they found.
+After few hidden states on a Hopper GPU logits stay in registers (hopper_most_likely.py).
 """
 
 import torch
+from torch.nn import functional
 
 from pbench.kernels.compiler import jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.few_rows_matmul import suits_hopper
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
     can_launch_early,
@@ -18,11 +22,15 @@ from pbench.kernels.launch import (
     check_dtype,
     check_num_dims,
     check_shape,
+    device_limits,
     next_power_of_2,
     runs_on_triton,
 )
 
 TILE_SIZE = 4096
+MANY_ROWS, MAX_ROWS_IN_REGISTERS = 128, 256
+MAX_DEPTH_OF_MANY_ROWS = 1024
+MIN_TOKENS_PER_SM = 900
 
 
 @jit(do_not_specialize_on_alignment=("logits_ptr",))
@@ -95,6 +103,48 @@ def most_likely(logits: torch.Tensor, out: torch.Tensor) -> None:
         most_likely_reference(logits, out)
 
 
+def most_likely_next(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
+    """Write the most likely token after each hidden state into ``out``; of equals the first.
+
+    Logits are rounded to the dtype of the hidden states before they are compared, as those in memory are.
+
+    Args:
+        hidden: ``(num_rows, k)``, float32, bfloat16 or float16, contiguous.
+        head: ``(vocab_size, k)`` of that dtype, contiguous.
+        out: int64 ``(num_rows,)``, contiguous.
+
+    Raises:
+        ValueError: a shape, dtype or stride that does not fit, naming the argument.
+    """
+    check_num_dims("hidden", hidden, 2, "(num_rows, k)")
+    check_num_dims("head", head, 2, "(vocab_size, k)")
+    check_shape("head", head, (head.shape[0], hidden.shape[1]))
+    check_dtype("hidden", hidden, *FLOAT_DTYPES)
+    check_dtype("head", head, hidden.dtype)
+    check_contiguous("hidden", hidden)
+    check_contiguous("head", head)
+    check_shape("out", out, hidden.shape[:1])
+    check_dtype("out", out, torch.int64)
+    check_contiguous("out", out)
+    if suits_hopper(hidden) and can_stay_in_registers(
+        len(hidden), head.shape[0], head.shape[1], device_limits(hidden).num_sms
+    ):
+        from pbench.kernels.hopper_most_likely import hopper_most_likely
+
+        hopper_most_likely(hidden, head, out)
+    else:
+        most_likely(functional.linear(hidden, head), out)
+
+
+def can_stay_in_registers(num_rows: int, vocab_size: int, depth: int, num_sms: int) -> bool:
+    """Whether the kernel of hopper_most_likely.py was faster on an H200 than a product and a choice.
+
+    What it saves does not depend on the depth, and of many rows a library multiplies great depths faster.
+    """
+    most = MAX_ROWS_IN_REGISTERS if depth <= MAX_DEPTH_OF_MANY_ROWS else MANY_ROWS
+    return 0 < num_rows <= most and depth % 8 == 0 and vocab_size >= MIN_TOKENS_PER_SM * num_sms
+
+
 def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
     """Launch the kernels on checked arguments (see ``most_likely``)."""
     num_rows, vocab_size = logits.shape
@@ -114,6 +164,14 @@ def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
         LETS_EARLY=is_early,
         num_warps=4,
     )
+    merge_tiles(largest, tokens, out, vocab_size, is_early=is_early)
+
+
+def merge_tiles(
+    largest: torch.Tensor, tokens: torch.Tensor, out: torch.Tensor, vocab_size: int, *, is_early: bool
+) -> None:
+    """Launch the kernel that finds the best of all tiles: ``(num_rows, num_tiles)`` float32 and int32."""
+    num_rows, num_tiles = largest.shape
     _merge_kernel[(num_rows,)](
         largest,
         tokens,
@@ -123,7 +181,7 @@ def most_likely_triton(logits: torch.Tensor, out: torch.Tensor) -> None:
         MAX_TILES=next_power_of_2(num_tiles),
         IS_EARLY=is_early,
         launch_pdl=is_early,
-        num_warps=1,
+        num_warps=4 if num_tiles > 128 else 1,
     )
 
 

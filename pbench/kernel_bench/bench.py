@@ -26,7 +26,7 @@ from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.mixed import mixed_ways
-from pbench.kernel_bench.pairs import Pair, most_likely_pair, product_pair
+from pbench.kernel_bench.pairs import Pair, most_likely_pair, next_token_pair, product_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, ROUNDING, Peer, result_error
 from pbench.kernel_bench.peers import peers
 from pbench.kernel_bench.shapes import (
@@ -105,7 +105,8 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
             yield from _kept(product.kernel, product.name, partial(_measure_product, product, plan, buffers))
     if "most likely" in plan.kernels:
         for num_rows in size.num_most_likely:
-            yield from _kept("most likely", f"{num_rows} rows", partial(_measure_most_likely, num_rows, plan, buffers))
+            for measure in (_measure_most_likely, _measure_next_tokens):
+                yield from _kept("most likely", f"{num_rows} rows", partial(measure, num_rows, plan, buffers))
     if "host" in plan.kernels:
         for builder in host_cases(size, plan.block_size, buffers):
             yield from _kept(builder.kernel, builder.shape, partial(_measure_host, builder, plan))
@@ -146,6 +147,11 @@ def _measure_product(shape: ProductShape, plan: KernelPlan, buffers: Buffers) ->
 
 def _measure_most_likely(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
     yield from measure_pair(most_likely_pair(plan.size.models[0].vocab_size, num_rows, buffers), plan)
+
+
+def _measure_next_tokens(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
+    model = plan.size.models[0]
+    yield from measure_pair(next_token_pair(model.vocab_size, model.hidden_size, num_rows, buffers), plan)
 
 
 def _measure_host(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:

@@ -15,11 +15,12 @@ from pbench.kernel_bench.shapes import ADDED, GATED, PRODUCT, ProductShape
 from pbench.kernels.few_rows_matmul import few_rows_matmul_reference
 from pbench.kernels.gated_matmul import gated_matmul_reference
 from pbench.kernels.launch import can_launch_early, runs_on_triton
-from pbench.kernels.most_likely import most_likely, most_likely_reference
+from pbench.kernels.most_likely import most_likely, most_likely_next, most_likely_reference
 from pbench.kernels.rms_norm import add_rms_norm_reference
 
 LINEAR = "torch linear"  # and behind it our own activation or norm, as engines have it for many rows
 ARGMAX = "torch argmax"
+LINEAR_ARGMAX = "torch linear and argmax"
 NOT_HOPPER = "needs compute capability 9.0; on other GPUs engines take torch's products"
 
 
@@ -89,6 +90,37 @@ def most_likely_pair(vocab_size: int, num_rows: int, buffers: Buffers) -> Pair:
         return Case("most likely", f"{num_rows} of {vocab_size}", implementation, calls, num_bytes, 0, error)
 
     return Pair(case(OURS, most_likely), case(ARGMAX, lambda own, out: torch.argmax(own, dim=-1, out=out)))
+
+
+def next_token_pair(vocab_size: int, hidden_size: int, num_rows: int, buffers: Buffers) -> Pair:
+    """The most likely token after each of ``num_rows`` hidden states; the error is how many are not.
+
+    Sums in another order are rounded otherwise: logits so near the largest count as equal to it.
+    """
+    num_bytes = (vocab_size + num_rows) * hidden_size * buffers.dtype.itemsize
+    inputs = [
+        (buffers.random(num_rows, hidden_size), buffers.random(vocab_size, hidden_size).mul_(hidden_size**-0.5))
+        for _ in range(buffers.num_rotations(num_bytes))
+    ]
+    chosen = torch.empty(num_rows, dtype=torch.int64, device=buffers.device)
+    rounding = 2 * torch.finfo(buffers.dtype).eps
+
+    def case(implementation: str, choose: Callable[[Tensor, Tensor, Tensor], object]) -> Case:
+        def error() -> float:
+            logits = few_rows_matmul_reference(*(tensor.double() for tensor in inputs[0]))
+            choose(*inputs[0], chosen)
+            largest = logits.amax(1, keepdim=True)
+            return float((logits.gather(1, chosen[:, None]) < largest * (1 - rounding)).sum())
+
+        calls = tuple(partial(choose, *own, chosen) for own in inputs)
+        flops = 2 * num_rows * vocab_size * hidden_size
+        name = f"{num_rows} of {vocab_size}"
+        return Case("most likely next", name, implementation, calls, num_bytes, flops, error)
+
+    def theirs(hidden: Tensor, head: Tensor, out: Tensor) -> None:
+        torch.argmax(functional.linear(hidden, head), dim=-1, out=out)
+
+    return Pair(case(OURS, most_likely_next), case(LINEAR_ARGMAX, theirs))
 
 
 def _product_inputs(shape: ProductShape, buffers: Buffers) -> tuple[Tensor, ...]:

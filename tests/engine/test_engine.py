@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -299,19 +299,27 @@ def test_logits_are_multiplied_only_for_numbers_of_rows_that_some_graph_has(
     engine = make_engine(folder, device="cuda", max_running=24)
     engine.warm_up()
     assert isinstance(engine.runner, Runner)
-    model, numbers = engine.runner.model, set()
-    logits = model.logits
+    model, numbers = engine.runner.model, {"logits": set[int](), "choose": set[int]()}
 
-    def logits_and_note(hidden: torch.Tensor) -> torch.Tensor:
-        numbers.add(len(hidden))
-        return logits(hidden)
+    def and_note(name: str) -> Callable[..., object]:
+        multiply = getattr(model, name)
 
-    monkeypatch.setattr(model, "logits", logits_and_note)
-    for index in range(24):
-        engine.add_request(Request(index, [index + 1] * (20 + 3 * index), SamplingParams(max_tokens=3 + index % 5)))
-    finish(engine)
-    assert numbers
-    assert numbers <= {0, *decode_sizes(24)}
+        def noted(hidden: torch.Tensor, *rest: torch.Tensor) -> object:
+            numbers[name].add(len(hidden))
+            return multiply(hidden, *rest)
+
+        return noted
+
+    for name in numbers:
+        monkeypatch.setattr(model, name, and_note(name))
+    for temperature in (0.0, 1.0):
+        for index in range(24):
+            params = SamplingParams(max_tokens=3 + index % 5, temperature=temperature)
+            engine.add_request(Request(24 * int(temperature) + index, [index + 1] * (20 + 3 * index), params))
+        finish(engine)
+    for noted in numbers.values():
+        assert noted
+        assert noted <= {0, *decode_sizes(24)}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -60,7 +60,6 @@ def test_a_step_goes_through_its_phases_in_order() -> None:
         ("launch", "forward"),
         *layer * NUM_LAYERS,
         ("launch", "sample"),
-        ("launch", "sample"),
         ("wait",),
         ("complete",),
     ]

@@ -126,6 +126,7 @@ def compile_all():
         few_rows_matmul,
         gated_matmul,
         hopper_few_rows,
+        hopper_most_likely,
         hopper_prefill,
         hopper_project,
         matmul,
@@ -302,6 +303,22 @@ def compile_all():
     merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64, "IS_EARLY": True}
     compile_kernel(most_likely._merge_kernel, merged, num_warps=1)
     print("most_likely")
+    for num_rows, dtype in ((8, "bf16"), (96, "bf16"), (144, "fp16"), (192, "bf16"), (256, "bf16")):
+        tiling = hopper_most_likely.next_tiling(num_rows, 151936, 132)
+        constants = {"VOCAB_SIZE": 151936, "NUM_DEPTHS": 16, "ROWS": tiling.rows, "MORE_ROWS": tiling.more_rows}
+        constants |= {"NUM_PIECES": tiling.num_pieces, "NUM_HELD": tiling.num_held, "NUM_WARPS": tiling.num_warps}
+        depth = hopper_most_likely.TILE_DEPTH.value
+        boxes = {
+            name: f"tensordesc<{dtype}[{count}, {depth}],{hopper_most_likely.SWIZZLED.value!r}>"
+            for name, count in (
+                ("hidden_descriptor", tiling.rows),
+                ("more_descriptor", tiling.more_rows or tiling.rows),
+                ("head_descriptor", hopper_most_likely.PIECE.value),
+            )
+        }
+        kernel, options = hopper_most_likely._hopper_most_likely_kernel, {"num_warps": tiling.num_warps}
+        compile_gluon_kernel(kernel, constants, boxes, dtype, launch_pdl=True, **options)
+    print("hopper_most_likely")
 
 
 if __name__ == "__main__":

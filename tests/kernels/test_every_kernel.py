@@ -22,7 +22,7 @@ from pbench.kernels.gated_matmul import gated_matmul, gated_matmul_reference
 from pbench.kernels.invariant_attention import invariant_attention, invariant_attention_reference
 from pbench.kernels.launch import FP8
 from pbench.kernels.matmul import matmul, matmul_reference
-from pbench.kernels.most_likely import most_likely
+from pbench.kernels.most_likely import most_likely, most_likely_next
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.project_write_kv import project_write_kv, project_write_kv_reference
 from pbench.kernels.rms_norm import (
@@ -54,6 +54,7 @@ KERNELS = {
     "gated_matmul",
     "hopper_few_rows",
     "most_likely",
+    "hopper_most_likely",
     "choose_tokens",
     "update_tables",
     "copy_numbers",
@@ -293,6 +294,28 @@ def test_most_likely_tokens(device, dtype):
     out = torch.empty(3, dtype=torch.int64, device=device)
     most_likely(logits, out)
     assert out.tolist() == logits.argmax(dim=-1).tolist()
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=["bfloat16", "float32"])
+def test_next_tokens(device, dtype):
+    hidden, head = random(3, 80, dtype=dtype, device=device), torch.eye(97, 80, dtype=dtype, device=device)
+    out = torch.empty(3, dtype=torch.int64, device=device)
+    most_likely_next(hidden, head, out)
+    assert out.tolist() == hidden.argmax(dim=-1).tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_rows", [5, 65, 129, 161])
+def test_next_tokens_on_hopper(num_rows):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    from pbench.kernels.hopper_most_likely import hopper_most_likely
+
+    hidden, head = random(num_rows, 72, dtype=BF16, device="cuda"), torch.eye(72, device="cuda").repeat(9, 1).to(BF16)
+    torch.cuda.synchronize()  # the head is read before the kernel before is done
+    out = torch.empty(num_rows, dtype=torch.int64, device="cuda")
+    hopper_most_likely(hidden, head, out)
+    assert out.tolist() == hidden.argmax(dim=-1).tolist()
 
 
 def test_choices(device):

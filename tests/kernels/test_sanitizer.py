@@ -34,7 +34,7 @@ EVERY_KERNEL = [
 # out, and looked at in a test of its own, hazard by hazard.
 OPTIONS = {
     "memcheck": [],
-    "racecheck": ["--kernel-name", "regex=^_([a-gi-z]|hopper_few|hopper_project)[a-z0-9_]*_kernel$"],
+    "racecheck": ["--kernel-name", "regex=^_([a-gi-z]|hopper_few|hopper_most|hopper_project)[a-z0-9_]*_kernel$"],
     "hazards": [
         *("--kernel-name", "regex=^_hopper_prefill_kernel$", "--racecheck-report", "hazard"),
         *("--show-backtrace", "no", "--print-limit", "100000"),

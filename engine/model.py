@@ -82,16 +82,20 @@ class Model(nn.Module):
         self._most_few_rows = 0 if is_batch_invariant else most_few_rows(config, self.embedding)
         self._most_fused_rows = min(self._most_few_rows, most_fused_rows(config))
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, rows: Tensor | None = None) -> Tensor:
         """Compute the hidden states of a flattened batch of tokens, after the final norm.
+
+        Of the last layer, all behind attention is computed for the tokens alone whose hidden states are wanted: others
+        leave nothing but their keys and values.
 
         Args:
             token_ids: (T,) int64, the tokens of all sequences one after the other.
             positions: (T,) int64, each token's place in its own sequence, below max_position_embeddings.
             attention: called once for each layer, in order.
+            rows: (N,) int64, the tokens whose hidden states are wanted; None for all.
 
         Returns:
-            (T, hidden_size) in the model's dtype.
+            (N, hidden_size) in the model's dtype.
 
         """
         eps = self.config.rms_norm_eps
@@ -104,7 +108,11 @@ class Model(nn.Module):
         residual = functional.embedding(token_ids, self.embedding)
         hidden = rms_norm(residual, layers[0].attention_norm, eps)
         for layer, (following_norm, upcoming) in zip(layers, following, strict=True):
-            addend = layer.attend(hidden, rotation, attention, products, are_fused=are_fused)
+            attended = layer.attend(hidden, rotation, attention, products, are_fused=are_fused).flatten(1)
+            if rows is not None and layer is layers[-1]:
+                attended, residual = attended.index_select(0, rows), residual.index_select(0, rows)
+                products = self.products(len(rows))
+            addend = products.addend(attended, layer.attention_output)
             hidden, residual = products.add_norm(addend, residual, layer.feed_forward_norm, eps, layer.gate_up)
             with self.phases("mlp"):
                 addend = layer.feed_forward(hidden, products)
@@ -152,7 +160,7 @@ class Layer(nn.Module):
     def attend(
         self, hidden: Tensor, rotation: Rotation, attention: Attention, products: Products, *, are_fused: bool
     ) -> Tensor:
-        """Compute the attention half: (T, hidden_size), normed -> an addend for ``products.add_norm``.
+        """Compute what the heads attend to: (T, hidden_size), normed -> (T, num_heads, head_dim).
 
         Where ``are_fused``, one kernel computes queries, keys and values and all that becomes of them before attention.
         """
@@ -163,8 +171,7 @@ class Layer(nn.Module):
             heads = UnprojectedHeads(hidden, self.qkv, self.qkv_bias, rotation)
         else:
             heads = ProjectedHeads(*self._project(hidden, products), rotation)
-        attended = attention(self.index, heads)
-        return products.addend(attended.flatten(1), self.attention_output)
+        return attention(self.index, heads)
 
     def _project(self, hidden: Tensor, products: Products) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (T, its heads, head_dim)."""
@@ -175,7 +182,7 @@ class Layer(nn.Module):
         return packed[:, :key_start], packed[:, key_start:value_start], packed[:, value_start:]
 
     def feed_forward(self, hidden: Tensor, products: Products) -> Tensor:
-        """Compute the SwiGLU half, down(silu(gate(x)) * up(x)), of the same shapes as the attention half."""
+        """Compute the SwiGLU half, down(silu(gate(x)) * up(x)): (T, hidden_size) -> an addend as that of attention."""
         return products.addend(products.gated(hidden, self.gate_up), self.down)
 
 

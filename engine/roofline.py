@@ -145,7 +145,11 @@ class Roofline:
         return self._step_weights_bytes + num_slots * self._slot_bytes
 
     def step_flops(self, work: StepWork) -> int:
-        """Floating point operations of a step; a multiplication and an addition count as two."""
+        """Floating point operations of a step; a multiplication and an addition count as two.
+
+        Every layer counts for every token, though an engine leaves most of the last one out for tokens whose successors
+        nobody samples.
+        """
         cost = self._cost
         return (
             2 * cost.num_layer_parameters * work.num_tokens

@@ -79,7 +79,7 @@ class Runner:
             self._batches.stage(step, layout)
         if self._graphs is None or captured is None:
             with phases("forward"):
-                outputs = self._forward(layout)
+                outputs = self._forward(layout, self._rows_of_samples(plan))
         else:
             with phases("replay"):
                 outputs = self._graphs.replay(layout)
@@ -89,7 +89,7 @@ class Runner:
             if captured is not None and not layout.num_prefills:
                 logits = self._select(outputs[: plan.num_decodes], _last_rows(plan.sequences))
             else:
-                hidden = self._hidden_of_samples(outputs, plan)
+                hidden = outputs if captured is None else self._select(outputs, self._rows_of_samples(plan))
                 if plan.is_greedy:
                     self.model.choose(hidden, self._batches.chosen[: len(hidden)])
                     return Choices(self._batches.read_back(plan.num_samples))
@@ -196,8 +196,8 @@ class Runner:
         self.model.choose(hidden, chosen)
         return chosen
 
-    def _hidden_of_samples(self, hidden: Tensor, plan: StepPlan) -> Tensor:
-        """The hidden state that each sample is chosen by, of those of all tokens of the step, and some more.
+    def _rows_of_samples(self, plan: StepPlan) -> list[int]:
+        """The token, of all of a step, whose hidden state each sample is chosen by; and some once more.
 
         There are as many as in some graph: for other numbers of rows a library may choose a kernel that it has not
         loaded yet, and loading one takes longer than a step.
@@ -206,19 +206,23 @@ class Runner:
         index = bisect_left(self._decode_sizes, len(rows))
         is_padded = self._graphs is not None and rows and index < len(self._decode_sizes)
         num_more = self._decode_sizes[index] - len(rows) if is_padded else 0
-        return self._select(hidden, rows + rows[-1:] * num_more)
+        return rows + rows[-1:] * num_more
 
     def _select(self, tensor: Tensor, rows: list[int]) -> Tensor:
         if rows == list(range(len(tensor))):
             return tensor
         return tensor.index_select(0, to_device(rows, torch.int64, self.device))
 
-    def _forward(self, layout: Layout) -> Tensor:
+    def _forward(self, layout: Layout, rows: list[int] | None = None) -> Tensor:
+        """Run the step that is staged to the hidden states of all its tokens, or of those at ``rows``."""
         batch = self._batches.batch(layout)
         kind = InvariantAttention if self.config.is_batch_invariant else BatchAttention
         attention = kind(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
-        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing)
+        wanted = None
+        if rows is not None and rows != list(range(layout.num_tokens)):
+            wanted = to_device(rows, torch.int64, self.device)
+        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, wanted)
         return hidden
 
 

@@ -163,6 +163,16 @@ def test_layers_attend_in_order_once_each() -> None:
     assert hidden.shape == (3, model.config.hidden_size)
 
 
+@pytest.mark.parametrize("rows", [[2], [9, 2, 2, 0], list(range(10)), []])
+def test_hidden_states_of_some_tokens_are_those_among_all(rows: list[int]) -> None:
+    model = Model(PRESETS["tiny"], torch.float32, "cpu")
+    random_weights(model, seed=0)
+    token_ids, positions = torch.arange(10), torch.tensor([*range(3), *range(7)])
+    every = model(token_ids, positions, CausalAttention([3, 7]))
+    some = model(token_ids, positions, CausalAttention([3, 7]), torch.tensor(rows, dtype=torch.int64))
+    torch.testing.assert_close(some, every[rows], rtol=0, atol=1e-5)
+
+
 def test_no_tokens_make_no_hidden_states() -> None:
     model = Model(PRESETS["tiny"], torch.float32, "cpu")
     random_weights(model, seed=0)

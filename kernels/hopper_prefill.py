@@ -4,25 +4,30 @@ What prefill_attention.py computes, without 8-bit K and V, for blocks of 16 toke
 Gluon, Triton's lower layer, which leaves to the kernel what Triton decides by itself:
 
 - One warp loads. It has the tensor memory accelerator bring K and V into shared memory, block by block and up to two
-  tiles ahead, which takes no registers and few instructions.
+  tiles ahead, which takes few registers and instructions.
 - Two groups of four warps have 64 rows each. One computes weights while the other multiplies.
 - Within a group the scores of a tile are asked for before the weighted values of the tile before it, so that matrix
   units multiply while weights are computed.
+- Programs stay for one tile of rows after the other, because with short prompts a tile starts and ends for as long as
+  it computes. One more warp draws them from a counter that all programs share, and tells the others: while the groups
+  compute a tile, the queries and the first K and V of the next are on their way.
 
-The last two are FlashAttention-3's (Shah et al., 2024, https://arxiv.org/abs/2407.08608). Tiles are taken from the last
-to the first: those that need a mask come first. Slots that no row sees may have any contents, and 0 * NaN is NaN, so V
-beyond the end of the sequence, and before all windows, is zeroed in shared memory before it is used.
+The second and the third are FlashAttention-3's (Shah et al., 2024, https://arxiv.org/abs/2407.08608). Tiles are taken
+from the last to the first: those that need a mask come first. Slots that no row sees may have any contents, and
+0 * NaN is NaN, so V beyond the end of the sequence, and before all windows, is zeroed in shared memory before it is
+used.
 """
 
 import math
 from collections.abc import Hashable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
     fence_async_shared,
     mbarrier,
     tma,
@@ -31,59 +36,234 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, layout_of
+from pbench.kernels.compiler import wait_for_previous
+from pbench.kernels.launch import can_launch_early, device_limits
+from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, Scratch, layout_of
 
 TILE_ROWS = gl.constexpr(128)  # (query, head of the group) pairs of a program
 NUM_ROWS = gl.constexpr(64)  # of each of its two groups of warps
-TILE_TOKENS = gl.constexpr(128)
-NUM_TILES_HELD = gl.constexpr(2)  # of K, and as many of V
+HELD_TOKENS = gl.constexpr(256)  # of K and of V, in tiles of TILE_TOKENS
+TILE_TOKENS = 128
+SHORT_TILE_TOKENS = 64  # for short prompts: less is masked, and code that runs once for some rows is fetched faster
+MAX_SHORT = 768  # tokens that a batch's prompts have on average
 PANEL_DIMS = gl.constexpr(64)  # so many 16-bit elements are the 128 bytes that shared memory is swizzled by
 GROUP_WARPS = gl.constexpr(4)  # an instruction of the matrix units is of four
-GROUP_REGISTERS = gl.constexpr(240)  # of a thread that computes
-LOADER_REGISTERS = gl.constexpr(24)
+GROUP_REGISTERS = gl.constexpr(232)  # of a thread that computes
+LOADER_REGISTERS = gl.constexpr(40)
+NUM_TOLD = gl.constexpr(1)  # tiles of rows that others are told of at a time
+NUM_FIELDS = gl.constexpr(6)  # that tell of one
+NUM_QUERIES_HELD = gl.constexpr(2)  # of each group
+TILE_SEQUENCES = gl.constexpr(32)  # that are looked at together
 wait_for_group = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # renamed in Triton 3.7
 LOWEST = gl.constexpr(-1.0e30)  # finite: a row may see nothing of the first tile
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _load_tiles(
-    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM)
+def _draw(counter_ptr: gl.tensor, num_all: gl.tensor) -> gl.tensor:
+    """The number of the next tile of rows that no program has; there is none from ``num_all`` on."""
+    drawn = gl.atomic_add(counter_ptr, 1, sem="relaxed")
+    if drawn == num_all - 1:  # each program draws until there is none, so nobody draws after this
+        gl.store(counter_ptr, 0)
+    return drawn + gl.num_programs(0)
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _find(
+    number: gl.tensor,  # that was drawn last
+    batch: gl.tuple,
+    NUM_KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+) -> tuple[gl.tensor, gl.tensor, gl.tensor, gl.tensor, gl.tensor, gl.tensor]:
+    """The first tile that has rows, from ``number`` on; its head is negative when there is none."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    query_start_ptr, context_lens_ptr, counter_ptr, num_sequences, num_row_tiles = batch
+    kv_head = num_sequences * 0 - 1  # numbers of the device, as the loop makes them
+    sequence = num_sequences * 0
+    first_query = sequence
+    query_len = sequence
+    context_len = sequence
+    first_row = sequence
+    while (kv_head < 0) & (number < num_row_tiles * NUM_KV_HEADS):
+        # The last rows see the most tokens: started first in all heads, they do not end up running alone.
+        tile = num_row_tiles - 1 - number // NUM_KV_HEADS
+        # Sequence i begins at tile start[i] * GROUP // TILE_ROWS + i, which leaves each as many tiles as it can need.
+        sequence = num_sequences * 0 - 1
+        for i in range(0, num_sequences, TILE_SEQUENCES):
+            indices = i + gl.arange(0, TILE_SEQUENCES, layout=LAYOUT)
+            starts = gl.load(query_start_ptr + gl.minimum(indices, num_sequences))
+            sequence += gl.sum((starts * GROUP // TILE_ROWS + indices <= tile).to(gl.int32), 0)
+        sequence = gl.minimum(gl.maximum(sequence, 0), num_sequences - 1)
+        first_query = gl.load(query_start_ptr + sequence)
+        query_len = gl.load(query_start_ptr + sequence + 1) - first_query
+        context_len = gl.load(context_lens_ptr + sequence)
+        first_row = (tile - first_query * GROUP // TILE_ROWS - sequence) * TILE_ROWS
+        if (first_row >= 0) & (first_row < query_len * GROUP):
+            kv_head = number % NUM_KV_HEADS
+        else:
+            number = _draw(counter_ptr, num_row_tiles * NUM_KV_HEADS)
+    return kv_head, sequence, first_query, query_len, context_len, first_row
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _extent(
+    query_len: gl.tensor,
+    context_len: gl.tensor,
+    first_row: gl.tensor,
+    GROUP: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
+    WINDOW: gl.constexpr,
+) -> tuple[gl.tensor, gl.tensor, gl.tensor]:
+    """The tokens first .. end that some row of a tile sees, and in how many tiles they lie."""
+    prefix_len = context_len - query_len
+    end = prefix_len + gl.minimum((first_row + TILE_ROWS - 1) // GROUP + 1, query_len)
+    first = query_len * 0
+    if WINDOW is not None:
+        first = gl.maximum(prefix_len + first_row // GROUP - (WINDOW - 1), 0)
+    return first, end, (end + TILE_TOKENS - 1) // TILE_TOKENS - first // TILE_TOKENS
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _tell(told: gl.shared_memory_descriptor, place: gl.tensor, fields: gl.tuple) -> None:
+    """Write numbers where other warps read them."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    for i in gl.static_range(NUM_FIELDS):
+        told.index(place * NUM_FIELDS + i).store(gl.full([1], fields[i], gl.int32, layout=LAYOUT))
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _hear(
+    told: gl.shared_memory_descriptor, barriers: gl.tuple, row_tile: gl.tensor, NUM_WARPS: gl.constexpr
+) -> gl.tuple:
+    """What was told of the tile of rows that is this program's ``row_tile``-th."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
+    _, _, _, _, _, told_full, told_empty = barriers
+    place = row_tile % NUM_TOLD
+    mbarrier.wait(told_full.index(place), (row_tile // NUM_TOLD) & 1)
+    fields = ()
+    for i in gl.static_range(NUM_FIELDS):
+        fields += (gl.max(told.index(place * NUM_FIELDS + i).load(LAYOUT), 0),)  # type: ignore[assignment]
+    wait_for_group()  # one thread says for all of its group that it has read
+    mbarrier.arrive(told_empty.index(place), count=1)
+    return fields
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _load_tile(
+    kv: tma.tensor_descriptor,
     row_ptr: gl.tensor,  # the sequence's block table
     keys: gl.shared_memory_descriptor,
     values: gl.shared_memory_descriptor,
     barriers: gl.tuple,
     kv_head: gl.tensor,
-    num_tiles: gl.tensor,
+    start: gl.tensor,
+    number: gl.tensor,  # of tiles before
     first: gl.tensor,  # tokens that some row sees: the table is read for no others
     end: gl.tensor,
     NUM_KV_HEADS: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
     HEAD_DIM: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
 ) -> None:
-    """Load K and V, from the last tile to the first, each once its place is empty."""
+    """Load K and V from token ``start`` on, each once its place is empty."""
+    NUM_TILES_HELD: gl.constexpr = HELD_TOKENS // TILE_TOKENS
     BOX: gl.constexpr = keys.shape[1]
     NUM_BOXES: gl.constexpr = TILE_TOKENS // BOX
     NUM_PANELS: gl.constexpr = HEAD_DIM // PANEL_DIMS
-    key_full, value_full, key_empty, value_empty, _ = barriers
-    last_tile = first // TILE_TOKENS + num_tiles - 1
-    for i in range(num_tiles):
-        start = (last_tile - i) * TILE_TOKENS
-        place = i % NUM_TILES_HELD
-        parity = (i // NUM_TILES_HELD) & 1
-        for plane in gl.static_range(2):
-            tiles = keys if plane == 0 else values
-            full = (key_full if plane == 0 else value_full).index(place)
-            empty = (key_empty if plane == 0 else value_empty).index(place)
-            mbarrier.wait(empty, parity ^ 1)
-            mbarrier.expect(full, TILE_TOKENS * HEAD_DIM * 2)
-            for j in gl.static_range(NUM_BOXES):
-                token = start + j * BOX
-                block_id = gl.load(row_ptr + gl.minimum(gl.maximum(token, first), end - 1) // BLOCK_SIZE)
-                row = ((block_id * 2 + plane) * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + token % BLOCK_SIZE
-                for panel in gl.static_range(NUM_PANELS):
-                    box = tiles.index((place * NUM_PANELS + panel) * NUM_BOXES + j)
-                    tma.async_copy_global_to_shared(kv, [row, panel * PANEL_DIMS], full, box)
+    key_full, value_full, key_empty, value_empty, _, _, _ = barriers
+    place = number % NUM_TILES_HELD
+    parity = (number // NUM_TILES_HELD) & 1
+    block_ids = ()
+    for j in gl.static_range(NUM_BOXES):
+        block_ids += (gl.load(row_ptr + gl.minimum(gl.maximum(start + j * BOX, first), end - 1) // BLOCK_SIZE),)  # type: ignore[assignment]
+    for plane in gl.static_range(2):
+        tiles = keys if plane == 0 else values
+        full = (key_full if plane == 0 else value_full).index(place)
+        empty = (key_empty if plane == 0 else value_empty).index(place)
+        mbarrier.wait(empty, parity ^ 1)
+        mbarrier.expect(full, TILE_TOKENS * HEAD_DIM * 2)
+        for j in gl.static_range(NUM_BOXES):
+            token = start + j * BOX
+            row = ((block_ids[j] * 2 + plane) * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + token % BLOCK_SIZE
+            for panel in gl.static_range(NUM_PANELS):
+                box = tiles.index((place * NUM_PANELS + panel) * NUM_BOXES + j)
+                tma.async_copy_global_to_shared(kv, [row, panel * PANEL_DIMS], full, box)
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _draw_tiles(
+    batch: gl.tuple,
+    told: gl.shared_memory_descriptor,
+    barriers: gl.tuple,
+    NUM_KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+) -> None:
+    """Draw tiles of rows, and tell the other warps of them."""
+    _, _, _, _, _, told_full, told_empty = barriers
+    _, _, counter_ptr, _, num_row_tiles = batch
+    wait_for_previous()
+    drawn = gl.program_id(0)
+    row_tile = num_row_tiles * 0
+    kv_head = row_tile
+    while kv_head >= 0:
+        kv_head, sequence, first_query, query_len, context_len, first_row = _find(drawn, batch, NUM_KV_HEADS, GROUP)
+        place = row_tile % NUM_TOLD
+        mbarrier.wait(told_empty.index(place), ((row_tile // NUM_TOLD) & 1) ^ 1)
+        _tell(told, place, (kv_head, sequence, first_query, query_len, context_len, first_row))
+        wait_for_group()
+        mbarrier.arrive(told_full.index(place), count=1)
+        row_tile += 1
+        if kv_head >= 0:
+            drawn = _draw(counter_ptr, num_row_tiles * NUM_KV_HEADS)
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _load_tiles(
+    kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM)
+    table_ptr: gl.tensor,
+    table_stride: gl.tensor,
+    keys: gl.shared_memory_descriptor,
+    values: gl.shared_memory_descriptor,
+    told: gl.shared_memory_descriptor,
+    barriers: gl.tuple,
+    NUM_KV_HEADS: gl.constexpr,
+    GROUP: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
+    WINDOW: gl.constexpr,
+) -> None:
+    """Load K and V for each tile of rows, from the last tile to the first."""
+    wait_for_previous()
+    row_tile = table_stride * 0
+    number = row_tile  # of tiles of K and V so far
+    kv_head = row_tile
+    while kv_head >= 0:
+        kv_head, sequence, _, query_len, context_len, first_row = _hear(told, barriers, row_tile, 1)
+        row_tile += 1
+        if kv_head >= 0:
+            first, end, num_tiles = _extent(query_len, context_len, first_row, GROUP, TILE_TOKENS, WINDOW)
+            row_ptr = table_ptr + sequence.to(gl.int64) * table_stride
+            start = (first // TILE_TOKENS + num_tiles) * TILE_TOKENS
+            for _ in range(num_tiles):
+                start -= TILE_TOKENS
+                _load_tile(
+                    kv,
+                    row_ptr,
+                    keys,
+                    values,
+                    barriers,
+                    kv_head,
+                    start,
+                    number,
+                    first,
+                    end,
+                    NUM_KV_HEADS,
+                    BLOCK_SIZE,
+                    HEAD_DIM,
+                    TILE_TOKENS,
+                )
+                number += 1
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -94,6 +274,7 @@ def _zero_unseen(
     first: gl.tensor,
     end: gl.tensor,
     HEAD_DIM: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
 ) -> None:
     """Zero V of the tile that begins with token ``start``, but for the tokens ``first`` .. ``end``."""
     BOX: gl.constexpr = values.shape[1]
@@ -148,6 +329,34 @@ def _weigh(
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
+def _load_queries(
+    query_ptr: gl.tensor,
+    query: gl.shared_memory_descriptor,
+    first_query: gl.tensor,
+    query_len: gl.tensor,
+    first_row: gl.tensor,
+    kv_head: gl.tensor,
+    strides: gl.tuple,
+    GROUP: gl.constexpr,
+    HEAD_DIM: gl.constexpr,
+) -> None:
+    """Ask for one group's rows."""
+    THREADS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [GROUP_WARPS, 1], [1, 0])
+    stride_token, stride_head = strides
+    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
+    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
+    first_token = first_row // GROUP
+    base = (first_query + first_token).to(gl.int64) * stride_token + kv_head * GROUP * stride_head
+    offsets = (rows // GROUP - first_token) * stride_token + rows % GROUP * stride_head
+    is_query = gl.expand_dims((rows // GROUP < query_len) & (kv_head >= 0), 1)
+    # Known to be at multiples of 16 bytes, they are copied by so many.
+    pointers = query_ptr + gl.multiple_of(base, 8)
+    pointers += gl.expand_dims(gl.multiple_of(offsets, 8), 1) + gl.expand_dims(dims, 0)
+    async_copy.async_copy_global_to_shared(query, pointers, mask=is_query)
+    async_copy.commit_group()
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
 def _attend(
     PART: gl.constexpr,  # which of the two groups this is
     query_ptr: gl.tensor,
@@ -155,123 +364,166 @@ def _attend(
     queries: gl.shared_memory_descriptor,
     keys: gl.shared_memory_descriptor,
     values: gl.shared_memory_descriptor,
+    told: gl.shared_memory_descriptor,
     barriers: gl.tuple,
-    sequence: gl.tuple,
-    program: gl.tuple,
     strides: gl.tuple,
     scales: gl.tuple,
     NUM_HEADS: gl.constexpr,
     NUM_KV_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
     WINDOW: gl.constexpr,
     SOFT_CAP: gl.constexpr,
 ) -> None:
-    """Attend from one group's rows to all tiles that some row of the program sees."""
+    """Attend from one group's rows of each tile that the program has to all tiles of K and V that some row sees."""
     dtype: gl.constexpr = query_ptr.dtype.element_ty
     GROUP: gl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    NUM_TILES_HELD: gl.constexpr = HELD_TOKENS // TILE_TOKENS
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [GROUP_WARPS, 1], [16, TILE_TOKENS, 16])
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [GROUP_WARPS, 1], [16, HEAD_DIM, 16])
     WEIGHTS: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=SUMS, k_width=2)
     THREADS: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HEAD_DIM, HEAD_DIM // 8], [GROUP_WARPS, 1], [1, 0])
-    key_full, value_full, key_empty, value_empty, zeroed = barriers
-    first_query, query_len, prefix_len, context_len = sequence
-    kv_head, first_row, first, num_tiles = program
-    stride_token, stride_head = strides
+    key_full, value_full, key_empty, value_empty, zeroed, _, _ = barriers
+    stride_token, _ = strides
     scale_log2, value_scale = scales
     factor = scale_log2  # of the scores as they are compared, to base 2
     if SOFT_CAP is not None:
         factor = SOFT_CAP * 1.4426950408889634  # log2(e)
-    first_row += PART * NUM_ROWS
-
-    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
-    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
-    offsets = (first_query + rows // GROUP).to(gl.int64) * stride_token + (kv_head * GROUP + rows % GROUP) * stride_head
-    is_query = gl.expand_dims(rows // GROUP < query_len, 1)
-    query = queries.index(PART)
-    query.store(gl.load(query_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), mask=is_query, other=0.0))
-    fence_async_shared()
-    wait_for_group()
-
     key_tiles = keys._reinterpret(dtype, [NUM_TILES_HELD, TILE_TOKENS, HEAD_DIM], SWIZZLED)
     value_tiles = values._reinterpret(dtype, [NUM_TILES_HELD, TILE_TOKENS, HEAD_DIM], SWIZZLED)
-    first_position = prefix_len + first_row // GROUP  # every row sees all tokens up to here, within its window
-    last_position = prefix_len + (first_row + NUM_ROWS - 1) // GROUP
-    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, SCORES))
-    positions = gl.expand_dims(prefix_len + rows // GROUP, 1)
-    tokens = gl.expand_dims(gl.arange(0, TILE_TOKENS, layout=gl.SliceLayout(0, SCORES)), 0)
-    no_scores = gl.zeros([NUM_ROWS, TILE_TOKENS], gl.float32, layout=SCORES)
-    top = gl.full([NUM_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, SCORES))
-    total = gl.zeros([NUM_ROWS], gl.float32, layout=gl.SliceLayout(1, SCORES))
-    sums = gl.zeros([NUM_ROWS, HEAD_DIM], gl.float32, layout=SUMS)
+    row_tile = stride_token * 0  # how many this group was told of
+    wait_for_previous()
+    kv_head, _, first_query, query_len, context_len, first_row = _hear(told, barriers, row_tile, GROUP_WARPS)
+    first_row += PART * NUM_ROWS
+    query = queries.index(PART)
+    _load_queries(query_ptr, query, first_query, query_len, first_row, kv_head, strides, GROUP, HEAD_DIM)
+    row_tile += 1
+    number = kv_head * 0  # of tiles of K and V so far
+    zero_parities = number  # a bit for each place
+    while kv_head >= 0:
+        prefix_len = context_len - query_len
+        first, _end, num_tiles = _extent(
+            query_len, context_len, first_row - PART * NUM_ROWS, GROUP, TILE_TOKENS, WINDOW
+        )
+        query = queries.index((row_tile - 1) % NUM_QUERIES_HELD * 2 + PART)
 
-    start = (first // TILE_TOKENS + num_tiles - 1) * TILE_TOKENS
-    mbarrier.wait(key_full.index(0), 0)
-    scores = warpgroup_mma(query, key_tiles.index(0).permute((1, 0)), no_scores, use_acc=False, is_async=True)
-    scores = warpgroup_mma_wait(0, [scores])
-    wait_for_group()  # one thread says for all of its group that it has read the tile
-    mbarrier.arrive(key_empty.index(0), count=1)
-    scores = _mask(_bend(scores, scale_log2, SOFT_CAP), start + tokens, positions, WINDOW)
-    top, total, fade, weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
-    mbarrier.wait(value_full.index(0), 0)
-    if start + TILE_TOKENS > context_len:
-        if PART == 0:
-            _zero_unseen(values, 0, start, first, context_len, HEAD_DIM)
-            mbarrier.arrive(zeroed.index(0), count=1)
-        else:
-            mbarrier.wait(zeroed.index(0), 0)
-    mbarrier.wait(key_full.index(1 % NUM_TILES_HELD), (1 // NUM_TILES_HELD) & 1, pred=num_tiles > 1)
-    for i in range(1, num_tiles):
-        place = i % NUM_TILES_HELD
-        place_before = (i - 1) % NUM_TILES_HELD
+        first_position = prefix_len + first_row // GROUP  # every row sees all tokens up to here, within its window
+        last_position = prefix_len + (first_row + NUM_ROWS - 1) // GROUP
+        rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, SCORES))
+        positions = gl.expand_dims(prefix_len + rows // GROUP, 1)
+        tokens = gl.expand_dims(gl.arange(0, TILE_TOKENS, layout=gl.SliceLayout(0, SCORES)), 0)
+        no_scores = gl.zeros([NUM_ROWS, TILE_TOKENS], gl.float32, layout=SCORES)
+        top = gl.full([NUM_ROWS], LOWEST, gl.float32, layout=gl.SliceLayout(1, SCORES))
+        total = gl.zeros([NUM_ROWS], gl.float32, layout=gl.SliceLayout(1, SCORES))
+        sums = gl.zeros([NUM_ROWS, HEAD_DIM], gl.float32, layout=SUMS)
+
+        start = (first // TILE_TOKENS + num_tiles - 1) * TILE_TOKENS
+        place = number % NUM_TILES_HELD
+        async_copy.wait_group(0)
+        fence_async_shared()
+        wait_for_group()
+        mbarrier.wait(key_full.index(place), (number // NUM_TILES_HELD) & 1)
         scores = warpgroup_mma(query, key_tiles.index(place).permute((1, 0)), no_scores, use_acc=False, is_async=True)
-        mbarrier.wait(value_full.index(place_before), ((i - 1) // NUM_TILES_HELD) & 1)
-        sums = warpgroup_mma(weights, value_tiles.index(place_before), sums, is_async=True)
-        start -= TILE_TOKENS
-        scores = warpgroup_mma_wait(1, [scores])
+        scores = warpgroup_mma_wait(0, [scores])
         wait_for_group()
         mbarrier.arrive(key_empty.index(place), count=1)
-        scores = _bend(scores, scale_log2, SOFT_CAP)
-        is_cut = start + TILE_TOKENS > first_position + 1
-        if WINDOW is not None:
-            is_cut |= start <= last_position - WINDOW
-        if is_cut:
-            scores = _mask(scores, start + tokens, positions, WINDOW)
-        top, total, fade, next_weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
-        # The next scores' tile is waited for here because ptxas moves the wait for the products up to the last branch,
-        # before the weights, and then nothing would overlap.
-        mbarrier.wait(key_full.index((i + 1) % NUM_TILES_HELD), ((i + 1) // NUM_TILES_HELD) & 1, pred=i + 1 < num_tiles)
-        sums, weights = warpgroup_mma_wait(0, [sums, weights])
-        wait_for_group()
-        mbarrier.arrive(value_empty.index(place_before), count=1)
-        sums *= gl.expand_dims(gl.convert_layout(fade, gl.SliceLayout(1, SUMS)), 1)
-        weights = next_weights
-    place = (num_tiles - 1) % NUM_TILES_HELD
-    mbarrier.wait(value_full.index(place), ((num_tiles - 1) // NUM_TILES_HELD) & 1)
-    if WINDOW is not None:  # noqa: SIM102 (one is known to the compiler, the other to the device)
-        if start < first:
-            if PART == 0:
-                _zero_unseen(values, place, start, first, context_len, HEAD_DIM)
-                mbarrier.arrive(zeroed.index(1), count=1)
-            else:
-                mbarrier.wait(zeroed.index(1), 0)
-    sums = warpgroup_mma(weights, value_tiles.index(place), sums, is_async=True)
-    sums = warpgroup_mma_wait(0, [sums])
 
-    out = sums * gl.expand_dims(gl.convert_layout(value_scale / total, gl.SliceLayout(1, SUMS)), 1)
-    # Through the place of the queries, so that each row goes out as a whole.
-    wait_for_group()
-    query.store(out.to(dtype))
-    wait_for_group()
-    out = query.load(THREADS)
-    rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
-    dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
-    offsets = ((first_query + rows // GROUP).to(gl.int64) * NUM_HEADS + kv_head * GROUP + rows % GROUP) * HEAD_DIM
-    is_query = gl.expand_dims(rows // GROUP < query_len, 1)
-    gl.store(out_ptr + gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0), out, mask=is_query)
+        next_head, _, next_first_query, next_query_len, next_context_len, next_first_row = _hear(
+            told, barriers, row_tile, GROUP_WARPS
+        )
+        next_first_row += PART * NUM_ROWS
+        next_query = queries.index(row_tile % NUM_QUERIES_HELD * 2 + PART)
+        _load_queries(
+            query_ptr,
+            next_query,
+            next_first_query,
+            next_query_len,
+            next_first_row,
+            next_head,
+            strides,
+            GROUP,
+            HEAD_DIM,
+        )
+        row_tile += 1
+
+        scores = _mask(_bend(scores, scale_log2, SOFT_CAP), start + tokens, positions, WINDOW)
+        top, total, fade, weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
+        mbarrier.wait(value_full.index(place), (number // NUM_TILES_HELD) & 1)
+        if start + TILE_TOKENS > context_len:
+            if PART == 0:
+                _zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)
+                mbarrier.arrive(zeroed.index(place), count=1)
+            else:
+                mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)
+            zero_parities ^= 1 << place
+        number += 1
+        mbarrier.wait(key_full.index(number % NUM_TILES_HELD), (number // NUM_TILES_HELD) & 1, pred=num_tiles > 1)
+        for i in range(1, num_tiles):
+            place_before = place
+            place = number % NUM_TILES_HELD
+            scores = warpgroup_mma(
+                query, key_tiles.index(place).permute((1, 0)), no_scores, use_acc=False, is_async=True
+            )
+            mbarrier.wait(value_full.index(place_before), ((number - 1) // NUM_TILES_HELD) & 1)
+            sums = warpgroup_mma(weights, value_tiles.index(place_before), sums, is_async=True)
+            start -= TILE_TOKENS
+            scores = warpgroup_mma_wait(1, [scores])
+            wait_for_group()
+            mbarrier.arrive(key_empty.index(place), count=1)
+            scores = _bend(scores, scale_log2, SOFT_CAP)
+            is_cut = start + TILE_TOKENS > first_position + 1
+            if WINDOW is not None:
+                is_cut |= start <= last_position - WINDOW
+            if is_cut:
+                scores = _mask(scores, start + tokens, positions, WINDOW)
+            top, total, fade, next_weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
+            # The next scores' tile is waited for here because ptxas moves the wait for the products up to the last
+            # branch, before the weights, and then nothing would overlap.
+            number += 1
+            mbarrier.wait(
+                key_full.index(number % NUM_TILES_HELD), (number // NUM_TILES_HELD) & 1, pred=i + 1 < num_tiles
+            )
+            sums, weights = warpgroup_mma_wait(0, [sums, weights])
+            wait_for_group()
+            mbarrier.arrive(value_empty.index(place_before), count=1)
+            sums *= gl.expand_dims(gl.convert_layout(fade, gl.SliceLayout(1, SUMS)), 1)
+            weights = next_weights
+        mbarrier.wait(value_full.index(place), ((number - 1) // NUM_TILES_HELD) & 1)
+        if WINDOW is not None:  # noqa: SIM102 (one is known to the compiler, the other to the device)
+            if (start < first) & ((num_tiles > 1) | (start + TILE_TOKENS <= context_len)):
+                if PART == 0:
+                    _zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)
+                    mbarrier.arrive(zeroed.index(place), count=1)
+                else:
+                    mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)
+                zero_parities ^= 1 << place
+        sums = warpgroup_mma(weights, value_tiles.index(place), sums, is_async=True)
+        sums = warpgroup_mma_wait(0, [sums])
+
+        out = sums * gl.expand_dims(gl.convert_layout(value_scale / total, gl.SliceLayout(1, SUMS)), 1)
+        # Through the place of the queries, so that each row goes out as a whole.
+        wait_for_group()
+        mbarrier.arrive(value_empty.index(place), count=1)
+        query.store(out.to(dtype))
+        wait_for_group()
+        out = query.load(THREADS)
+        rows = first_row + gl.arange(0, NUM_ROWS, layout=gl.SliceLayout(1, THREADS))
+        dims = gl.arange(0, HEAD_DIM, layout=gl.SliceLayout(0, THREADS))
+        first_token = first_row // GROUP
+        base = ((first_query + first_token).to(gl.int64) * NUM_HEADS + kv_head * GROUP) * HEAD_DIM
+        offsets = ((rows // GROUP - first_token) * NUM_HEADS + rows % GROUP) * HEAD_DIM
+        is_query = gl.expand_dims(rows // GROUP < query_len, 1)
+        gl.store(out_ptr + base + (gl.expand_dims(offsets, 1) + gl.expand_dims(dims, 0)), out, mask=is_query)
+
+        first_query = next_first_query
+        query_len = next_query_len
+        context_len = next_context_len
+        first_row = next_first_row
+        kv_head = next_head
 
 
 @gluon.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=("num_sequences", "table_stride"),
+    do_not_specialize=("num_sequences", "table_stride", "num_row_tiles"),
     do_not_specialize_on_alignment=("table_ptr", "query_start_ptr", "context_lens_ptr"),
 )
 def _hopper_prefill_kernel(
@@ -280,10 +532,12 @@ def _hopper_prefill_kernel(
     query_start_ptr: gl.tensor,  # (num_sequences + 1,)
     context_lens_ptr: gl.tensor,  # (num_sequences,)
     out_ptr: gl.tensor,  # (num_tokens, NUM_HEADS, HEAD_DIM)
+    counter_ptr: gl.tensor,  # (1,): zero between launches
     num_sequences: gl.tensor,
     query_stride_token: gl.tensor,
     query_stride_head: gl.tensor,
     table_stride: gl.tensor,
+    num_row_tiles: gl.tensor,
     scale_log2: gl.tensor,  # scale * key_scale * log2(e)
     value_scale: gl.tensor,
     kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM), boxes (BOX, PANEL_DIMS)
@@ -291,73 +545,56 @@ def _hopper_prefill_kernel(
     NUM_KV_HEADS: gl.constexpr,
     HEAD_DIM: gl.constexpr,
     BLOCK_SIZE: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,  # of K and V
     BOX: gl.constexpr,  # tokens that are loaded together: a block, or a tile of a larger one
     WINDOW: gl.constexpr,  # tokens that a row sees at most; None: all before it
     SOFT_CAP: gl.constexpr,  # None: scores stay as they are
 ) -> None:
-    """Grid: (KV heads, num_tokens * GROUP // TILE_ROWS + num_sequences)."""
+    """Grid: (programs,), at most one for each tile of rows and KV head."""
     GROUP: gl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    NUM_TILES_HELD: gl.constexpr = HELD_TOKENS // TILE_TOKENS
     NUM_BOXES: gl.constexpr = NUM_TILES_HELD * (HEAD_DIM // PANEL_DIMS) * (TILE_TOKENS // BOX)
     dtype: gl.constexpr = query_ptr.dtype.element_ty
-    kv_head = gl.program_id(0)
-    # The last rows see the most tokens: started first in all heads, they do not end up running alone.
-    tile = gl.num_programs(1) - 1 - gl.program_id(1)
-    # Sequence i begins at tile start[i] * GROUP // TILE_ROWS + i, which leaves each as many tiles as it can need.
-    low = num_sequences * 0  # a number of the device, as the loop makes it
-    high = num_sequences - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if gl.load(query_start_ptr + middle) * GROUP // TILE_ROWS + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    first_query = gl.load(query_start_ptr + low)
-    query_len = gl.load(query_start_ptr + low + 1) - first_query
-    first_row = (tile - first_query * GROUP // TILE_ROWS - low) * TILE_ROWS
-    if (first_row >= 0) & (first_row < query_len * GROUP):
-        context_len = gl.load(context_lens_ptr + low)
-        prefix_len = context_len - query_len
-        end = prefix_len + gl.minimum((first_row + TILE_ROWS - 1) // GROUP + 1, query_len)
-        first = num_sequences * 0
-        if WINDOW is not None:
-            first = gl.maximum(prefix_len + first_row // GROUP - (WINDOW - 1), 0)
-        num_tiles = (end + TILE_TOKENS - 1) // TILE_TOKENS - first // TILE_TOKENS
-        queries = gl.allocate_shared_memory(dtype, [2, NUM_ROWS, HEAD_DIM], SWIZZLED)
-        keys = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
-        values = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
-        key_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-        value_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-        key_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-        value_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-        zeroed = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-        for i in gl.static_range(2):
-            mbarrier.init(zeroed.index(i), count=1)
-        for i in gl.static_range(NUM_TILES_HELD):
-            mbarrier.init(key_full.index(i), count=1)
-            mbarrier.init(value_full.index(i), count=1)
-            mbarrier.init(key_empty.index(i), count=2)
-            mbarrier.init(value_empty.index(i), count=2)
-        fence_async_shared()
-        barriers = (key_full, value_full, key_empty, value_empty, zeroed)
-        row_ptr = table_ptr + low.to(gl.int64) * table_stride
-        sequence = (first_query, query_len, prefix_len, context_len)
-        program = (kv_head, first_row, first, num_tiles)
-        strides = (query_stride_token, query_stride_head)
-        scales = (scale_log2, value_scale)
-        # fmt: off
-        gl.warp_specialize(
-            [
-                (_attend, (gl.constexpr(0), query_ptr, out_ptr, queries, keys, values, barriers, sequence, program,
-                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, WINDOW, SOFT_CAP)),
-                (_attend, (gl.constexpr(1), query_ptr, out_ptr, queries, keys, values, barriers, sequence, program,
-                           strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, WINDOW, SOFT_CAP)),
-                (_load_tiles, (kv, row_ptr, keys, values, barriers, kv_head, num_tiles, first, end,
-                               NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)),
-            ],
-            [GROUP_WARPS, 1],
-            [GROUP_REGISTERS, LOADER_REGISTERS],
-        )
-        # fmt: on
+    queries = gl.allocate_shared_memory(dtype, [NUM_QUERIES_HELD * 2, NUM_ROWS, HEAD_DIM], SWIZZLED)
+    keys = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
+    values = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
+    told = gl.allocate_shared_memory(gl.int32, [NUM_TOLD * NUM_FIELDS, 1], mbarrier.MBarrierLayout())
+    key_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    value_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    key_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    value_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    zeroed = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
+    told_full = gl.allocate_shared_memory(gl.int64, [NUM_TOLD, 1], mbarrier.MBarrierLayout())
+    told_empty = gl.allocate_shared_memory(gl.int64, [NUM_TOLD, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(NUM_TOLD):
+        mbarrier.init(told_full.index(i), count=1)
+        mbarrier.init(told_empty.index(i), count=3)  # both groups and the warp that loads
+    for i in gl.static_range(NUM_TILES_HELD):
+        mbarrier.init(zeroed.index(i), count=1)
+        mbarrier.init(key_full.index(i), count=1)
+        mbarrier.init(value_full.index(i), count=1)
+        mbarrier.init(key_empty.index(i), count=2)
+        mbarrier.init(value_empty.index(i), count=2)
+    fence_async_shared()
+    barriers = (key_full, value_full, key_empty, value_empty, zeroed, told_full, told_empty)
+    batch = (query_start_ptr, context_lens_ptr, counter_ptr, num_sequences, num_row_tiles)
+    strides = (query_stride_token, query_stride_head)
+    scales = (scale_log2, value_scale)
+    # fmt: off
+    gl.warp_specialize(
+        [
+            (_attend, (gl.constexpr(0), query_ptr, out_ptr, queries, keys, values, told, barriers,
+                       strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, TILE_TOKENS, WINDOW, SOFT_CAP)),
+            (_attend, (gl.constexpr(1), query_ptr, out_ptr, queries, keys, values, told, barriers,
+                       strides, scales, NUM_HEADS, NUM_KV_HEADS, HEAD_DIM, TILE_TOKENS, WINDOW, SOFT_CAP)),
+            (_draw_tiles, (batch, told, barriers, NUM_KV_HEADS, GROUP)),
+            (_load_tiles, (kv, table_ptr, table_stride, keys, values, told, barriers, NUM_KV_HEADS, GROUP, BLOCK_SIZE,
+                           HEAD_DIM, TILE_TOKENS, WINDOW)),
+        ],
+        [GROUP_WARPS, 1, 1],
+        [GROUP_REGISTERS, LOADER_REGISTERS, LOADER_REGISTERS],
+    )
+    # fmt: on
 
 
 _launch = Launcher(_hopper_prefill_kernel)
@@ -386,17 +623,25 @@ def hopper_prefill_attention(
         return out
     if key is None:
         key = (layout_of(query, kv, table, query_start, context_lens, out), window, soft_cap)
+    tile_tokens = SHORT_TILE_TOKENS if query.shape[0] <= MAX_SHORT * table.shape[0] else TILE_TOKENS
+    rows = _rows(kv.data_ptr(), kv.dtype, kv.shape, min(kv.shape[3], tile_tokens))
     _launch(
-        key,
+        (key, tile_tokens),
         (query, table, query_start, context_lens, out),
-        (scale * key_scale * math.log2(math.e), float(value_scale), _rows(kv.data_ptr(), kv.dtype, kv.shape)),
-        lambda: _first_launch(query, kv, table, window, soft_cap),
+        (scale * key_scale * math.log2(math.e), float(value_scale), rows),
+        lambda: _first_launch(query, kv, table, tile_tokens, window, soft_cap),
+        _counter(query.device),
     )
     return out
 
 
 def _first_launch(
-    query: torch.Tensor, kv: torch.Tensor, table: torch.Tensor, window: int | None, soft_cap: float | None
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    tile_tokens: int,
+    window: int | None,
+    soft_cap: float | None,
 ) -> Launch:
     num_sequences = table.shape[0]
     num_tokens, num_heads, head_dim = query.shape
@@ -406,14 +651,23 @@ def _first_launch(
         "NUM_KV_HEADS": num_kv_heads,
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": block_size,
-        "BOX": min(block_size, TILE_TOKENS.value),
+        "TILE_TOKENS": tile_tokens,
+        "BOX": min(block_size, tile_tokens),
         "WINDOW": window,
         "SOFT_CAP": soft_cap,
         "num_warps": GROUP_WARPS.value,
+        "launch_pdl": can_launch_early(query),
     }
     num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
-    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0))
-    return Launch((num_kv_heads, num_row_tiles, 1), integers, options)
+    integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_row_tiles)
+    num_programs = min(num_kv_heads * num_row_tiles, device_limits(query).num_sms)
+    return Launch((num_programs, 1, 1), integers, options)
+
+
+@cache
+def _counter(device: torch.device) -> Scratch:
+    """What programs draw tiles of rows by, which is zero between launches: no two of a device may run at once."""
+    return Scratch(torch.zeros(1, dtype=torch.int32, device=device))
 
 
 class _Memory(NamedTuple):
@@ -427,13 +681,13 @@ class _Memory(NamedTuple):
 
 
 @lru_cache(MAX_KEYS)
-def _rows(address: int, dtype: torch.dtype, shape: torch.Size) -> TensorDescriptor:
+def _rows(address: int, dtype: torch.dtype, shape: torch.Size, box: int) -> TensorDescriptor:
     """K and V of a layer as rows, of which one box is loaded at a time."""
     num_blocks, _, num_kv_heads, block_size, head_dim = shape
     return TensorDescriptor(
         _Memory(address, dtype),
         shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
         strides=[head_dim, 1],
-        block_shape=[min(block_size, TILE_TOKENS.value), PANEL_DIMS.value],
+        block_shape=[box, PANEL_DIMS.value],
         layout=SWIZZLED.value,
     )

@@ -268,7 +268,7 @@ def prefill_attention(
             kv.dtype,
             kv.shape,
             kv.stride(),
-            kv.data_ptr() & 15,
+            (query.data_ptr() | kv.data_ptr()) & 15,
             table.dtype,
             table.shape,
             table.stride(),
@@ -367,7 +367,8 @@ def suits_hopper(query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool) -> 
         and block_size >= 16
         and block_size.bit_count() == 1
         and query.shape[0] * num_heads >= MIN_HOPPER_ROWS * num_kv_heads
-        and kv.data_ptr() % 16 == 0
+        and all(place % 16 == 0 for place in (kv.data_ptr(), query.data_ptr()))
+        and all(stride % 8 == 0 for stride in query.stride()[:2])  # copied by 16 bytes
         and kv.numel() // head_dim < 2**31  # rows are counted in 32 bits
     )
 

@@ -19,6 +19,7 @@ HEADS = {"NUM_HEADS": 32, "NUM_KV_HEADS": 8}
 INTEGER_POINTERS = {
     "table_ptr": "*i32",
     "context_lens_ptr": "*i32",
+    "counter_ptr": "*i32",
     "query_start_ptr": "*i32",
     "slots_ptr": "*i64",
     "pairs_ptr": "*i64",
@@ -171,9 +172,13 @@ def compile_all():
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8=True)
     print("decode_attention")
     print("prefill_attention")
-    for head_dim, block_size, dtype, cut in ((128, 16, "bf16", FULL), (64, 64, "fp16", CUT), (128, 256, "bf16", FULL)):
-        box = min(block_size, hopper_prefill.TILE_TOKENS.value)
-        paged = HEADS | cut | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BOX": box}
+    for head_dim, block_size, dtype, cut, tile_tokens in (
+        (128, 16, "bf16", FULL, 64),
+        (64, 64, "fp16", CUT, 128),
+        (128, 256, "bf16", FULL, 128),
+    ):
+        box = min(block_size, tile_tokens)
+        paged = HEADS | cut | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "TILE_TOKENS": tile_tokens, "BOX": box}
         boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
         compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
     print("hopper_prefill")

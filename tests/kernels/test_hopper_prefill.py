@@ -80,6 +80,18 @@ def test_equals_the_reference(build_cache, batch, dtype, head_dim, block_size, n
     assert_right(out, query, cache, query_start, scale=head_dim**-0.5)
 
 
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_short_prompts_in_the_tiles_of_long_ones(grouped, monkeypatch, batch):
+    monkeypatch.setattr("pbench.kernels.hopper_prefill.MAX_SHORT", 0)
+    context_lens, query_lens = batch
+    cache, query_start = grouped(context_lens), starts(query_lens)
+    query = random_queries(sum(query_lens), 8, 128, torch.bfloat16)
+    for options in ({}, {"window": 100}):
+        assert_right(
+            attend(query, cache, query_start, scale=0.1, **options), query, cache, query_start, scale=0.1, **options
+        )
+
+
 @pytest.fixture
 def grouped(build_cache):
     """Builds a pool for contexts of so many tokens."""
@@ -160,5 +172,6 @@ def test_is_chosen_where_it_suits(grouped):
         (query.half(), cache.kv, False),
         (query[..., :80], cache.kv[..., :80], False),
         (query, cache.kv[..., :8, :], False),
+        (query.as_strided((100, 8, 128), (query.stride(0) + 4, 128, 1)), cache.kv, False),
     ):
         assert not suits_hopper(*other)

@@ -90,9 +90,9 @@ def tile_hazards(done, head_dim):
 
     What the tensor memory accelerator writes and the matrix units read racecheck does not see.
     """
-    from pbench.kernels.hopper_prefill import NUM_TILES_HELD, TILE_ROWS, TILE_TOKENS
+    from pbench.kernels.hopper_prefill import HELD_TOKENS, NUM_QUERIES_HELD, TILE_ROWS
 
-    num_rows = TILE_ROWS.value + 2 * NUM_TILES_HELD.value * TILE_TOKENS.value
+    num_rows = NUM_QUERIES_HELD.value * TILE_ROWS.value + 2 * HELD_TOKENS.value
     end = RESERVED_BYTES + num_rows * head_dim * torch.bfloat16.itemsize
     hazards = re.findall(r"hazard detected at __shared__ (0x[0-9a-f]+)", done.stdout)
     shown = re.search(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, 0 warnings\)", done.stdout)
@@ -150,7 +150,8 @@ def plant(fault):
 def attend_with_a_race():
     """Both groups of warps zero what lies behind the sequence's end, instead of one while the other waits."""
     path = ROOT / "kernels" / "hopper_prefill.py"
-    wait, zero = "mbarrier.wait(zeroed.index(0), 0)", "_zero_unseen(values, 0, start, first, context_len, HEAD_DIM)"
+    wait = "mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)"
+    zero = "_zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)"
     text = path.read_text()
     assert wait in text
     with tempfile.TemporaryDirectory() as folder:

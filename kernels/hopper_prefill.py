@@ -44,8 +44,8 @@ TILE_ROWS = gl.constexpr(128)  # (query, head of the group) pairs of a program
 NUM_ROWS = gl.constexpr(64)  # of each of its two groups of warps
 HELD_TOKENS = gl.constexpr(256)  # of K and of V, in tiles of TILE_TOKENS
 TILE_TOKENS = 128
-SHORT_TILE_TOKENS = 64  # for short prompts: less is masked, and code that runs once for some rows is fetched faster
-MAX_SHORT = 768  # tokens that a batch's prompts have on average
+SHORT_TILE_TOKENS = 64  # for short contexts: less is masked, and code that runs once for some rows is fetched faster
+MAX_SHORT, MAX_SHORT_CONTEXT = 768, 2048  # tokens that a batch's prompts have on average, and that its tables reach to
 PANEL_DIMS = gl.constexpr(64)  # so many 16-bit elements are the 128 bytes that shared memory is swizzled by
 GROUP_WARPS = gl.constexpr(4)  # an instruction of the matrix units is of four
 GROUP_REGISTERS = gl.constexpr(232)  # of a thread that computes
@@ -623,7 +623,8 @@ def hopper_prefill_attention(
         return out
     if key is None:
         key = (layout_of(query, kv, table, query_start, context_lens, out), window, soft_cap)
-    tile_tokens = SHORT_TILE_TOKENS if query.shape[0] <= MAX_SHORT * table.shape[0] else TILE_TOKENS
+    are_short = query.shape[0] <= MAX_SHORT * table.shape[0] and table.shape[1] * kv.shape[3] <= MAX_SHORT_CONTEXT
+    tile_tokens = SHORT_TILE_TOKENS if are_short else TILE_TOKENS
     rows = _rows(kv.data_ptr(), kv.dtype, kv.shape, min(kv.shape[3], tile_tokens))
     _launch(
         (key, tile_tokens),

@@ -55,6 +55,15 @@ class FewRowsTiling(NamedTuple):
     num_stages: int
 
 
+@jit()
+def first_row_of(tile: tl.tensor, num_rows: tl.tensor, TILE_ROWS: tl.constexpr) -> tl.tensor:
+    """Where a tile of rows begins: the last one ends with the rows, so it may share some with the one before it.
+
+    Both write the same there. Tiles that reach over the end took longer to load than whole ones.
+    """
+    return tl.maximum(tl.minimum(tile * TILE_ROWS, num_rows - TILE_ROWS), 0)
+
+
 @jit(do_not_specialize=("num_rows",))
 def _few_rows_matmul_kernel(
     x_descriptor: tl.tensor,  # (num_rows, DEPTH), in tiles (TILE_ROWS, TILE_DEPTH)
@@ -75,7 +84,8 @@ def _few_rows_matmul_kernel(
     """Grid: (row tiles, column tiles, NUM_PARTS)."""
     NUM_TILES: tl.constexpr = (DEPTH + TILE_DEPTH - 1) // TILE_DEPTH
     PART_DEPTH: tl.constexpr = (NUM_TILES + NUM_PARTS - 1) // NUM_PARTS * TILE_DEPTH
-    first_row, first_column = tl.program_id(0) * TILE_ROWS, tl.program_id(1) * TILE_COLUMNS
+    first_row = first_row_of(tl.program_id(0), num_rows, TILE_ROWS)
+    first_column = tl.program_id(1) * TILE_COLUMNS
     rows, columns = first_row + tl.arange(0, TILE_ROWS), first_column + tl.arange(0, TILE_COLUMNS)
     start = tl.program_id(2) * PART_DEPTH
     if IS_TURNED:
@@ -128,14 +138,31 @@ def suits_hopper(x: torch.Tensor) -> bool:
     return is_known_triton() and runs_on_triton(x) and device_limits(x).capability == HOPPER and x.element_size() == 2
 
 
-def held_tile_rows(num_rows: int) -> int:
-    """Rows of x in a tile, for the kernel of hopper_few_rows.py."""
-    return min(max(next_power_of_2(num_rows), 16), 64) if num_rows <= 128 else 128
+class HeldTile(NamedTuple):
+    """Rows of x in a tile, for the kernel of hopper_few_rows.py: of two products, for which powers of two are asked."""
+
+    first_rows: int
+    more_rows: int  # 0: there is but one product
+
+    @property
+    def num_rows(self) -> int:
+        """Of both."""
+        return self.first_rows + self.more_rows
+
+
+def held_tile(num_rows: int) -> HeldTile:
+    """Up to 64 rows one tile; more are two alike, as long as there are no more than 256."""
+    if num_rows <= 64:
+        return HeldTile(max(next_power_of_2(num_rows), 16), 0)
+    half = min(ceil_div(num_rows, 2), 128)
+    first_rows = next_power_of_2(half + 1) // 2
+    more_rows = max(next_power_of_2(half - first_rows), 8) if half > first_rows else 0
+    return HeldTile(2 * first_rows, 0) if more_rows == first_rows else HeldTile(first_rows, more_rows)
 
 
 def can_hold_parts(num_rows: int, num_columns: int, depth: int, num_sms: int) -> bool:
     """Whether all programs run at once, each with its share of the weight in shared memory."""
-    num_tiles = ceil_div(num_rows, held_tile_rows(num_rows)) * ceil_div(num_columns, HELD_COLUMNS)
+    num_tiles = ceil_div(num_rows, held_tile(num_rows).num_rows) * ceil_div(num_columns, HELD_COLUMNS)
     depths = range(HELD_DEPTH // 4 * NUM_PARTS_HELD, HELD_DEPTH * NUM_PARTS_HELD + 1)
     return num_tiles * NUM_PARTS_HELD <= num_sms and depth in depths
 

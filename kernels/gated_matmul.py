@@ -20,6 +20,7 @@ from pbench.kernels.few_rows_matmul import (
     MIN_WGMMA_ROWS,
     PROGRAMS_PER_SM,
     check_few_rows,
+    first_row_of,
     suits_hopper,
 )
 from pbench.kernels.launch import can_launch_early, ceil_div, device_limits, runs_on_triton
@@ -52,7 +53,8 @@ def _gated_matmul_kernel(
     IS_EARLY: tl.constexpr,  # launched before the kernel before it is done
 ) -> None:
     """Grid: (row tiles, column tiles)."""
-    first_row, first_column = tl.program_id(0) * TILE_ROWS, tl.program_id(1) * TILE_COLUMNS
+    first_row = first_row_of(tl.program_id(0), num_rows, TILE_ROWS)
+    first_column = tl.program_id(1) * TILE_COLUMNS
     rows, columns = first_row + tl.arange(0, TILE_ROWS), first_column + tl.arange(0, TILE_COLUMNS)
     gate = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)
     up = tl.zeros([TILE_ROWS, TILE_COLUMNS], tl.float32)

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from pbench.kernels.compiler import let_next_launch, wait_for_previous
-from pbench.kernels.few_rows_matmul import held_tile_rows
+from pbench.kernels.few_rows_matmul import held_tile
 from pbench.kernels.launch import ceil_div
 
 WEIGHT_ROWS = gl.constexpr(64)  # of a program
@@ -40,23 +40,51 @@ SWIZZLED_TURNS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, eleme
 
 @gluon.jit  # type: ignore[untyped-decorator]
 def _load_x(
-    x_descriptor: tma.tensor_descriptor,
-    tiles: gl.shared_memory_descriptor,
+    first_descriptor: tma.tensor_descriptor,
+    more_descriptor: tma.tensor_descriptor,
+    first_tiles: gl.shared_memory_descriptor,
+    more_tiles: gl.shared_memory_descriptor,
     loaded: gl.shared_memory_descriptor,
     tile: gl.constexpr,
     first_row: gl.tensor,
     start: gl.tensor,
+    MORE_ROWS: gl.constexpr,
 ) -> None:
-    place: gl.constexpr = tile % tiles.shape[0]
-    mbarrier.expect(loaded.index(place), x_descriptor.block_type.nbytes)
-    tma.async_copy_global_to_shared(
-        x_descriptor, [first_row, start + tile * TILE_DEPTH], loaded.index(place), tiles.index(place)
-    )
+    FIRST_ROWS: gl.constexpr = first_tiles.shape[1]
+    place: gl.constexpr = tile % first_tiles.shape[0]
+    depth = start + tile * TILE_DEPTH
+    mbarrier.expect(loaded.index(place), (FIRST_ROWS + MORE_ROWS) * TILE_DEPTH * 2)
+    tma.async_copy_global_to_shared(first_descriptor, [first_row, depth], loaded.index(place), first_tiles.index(place))
+    if MORE_ROWS > 0:
+        tma.async_copy_global_to_shared(
+            more_descriptor, [first_row + FIRST_ROWS, depth], loaded.index(place), more_tiles.index(place)
+        )
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _store_parts(
+    sums: gl.tensor,  # (WEIGHT_ROWS, rows)
+    out_ptr: gl.tensor,
+    first_row: gl.tensor,
+    num_rows: gl.tensor,
+    column_tile: gl.tensor,
+    part: gl.tensor,
+    NUM_COLUMNS: gl.constexpr,
+) -> None:
+    SUMS: gl.constexpr = sums.type.layout
+    # Offsets from the first place: these are small and mostly known when this is compiled.
+    first_column = column_tile * WEIGHT_ROWS
+    first_ptr = out_ptr + ((part.to(gl.int64) * num_rows + first_row) * NUM_COLUMNS + first_column)
+    rows = gl.arange(0, sums.shape[1], layout=gl.SliceLayout(0, SUMS))
+    columns = gl.arange(0, WEIGHT_ROWS, layout=gl.SliceLayout(1, SUMS))
+    mask = gl.expand_dims(rows < num_rows - first_row, 0) & gl.expand_dims(columns < NUM_COLUMNS - first_column, 1)
+    gl.store(first_ptr + (gl.expand_dims(rows * NUM_COLUMNS, 0) + gl.expand_dims(columns, 1)), sums, mask=mask)
 
 
 @gluon.jit(do_not_specialize=("num_rows",))  # type: ignore[untyped-decorator]
 def _hopper_few_rows_kernel(
-    x_descriptor: tma.tensor_descriptor,  # (num_rows, depth), in tiles (TILE_ROWS, TILE_DEPTH)
+    first_descriptor: tma.tensor_descriptor,  # of x, (num_rows, depth), in tiles (FIRST_ROWS, TILE_DEPTH)
+    more_descriptor: tma.tensor_descriptor,  # of x, in tiles (MORE_ROWS, TILE_DEPTH), where there are any
     weight_descriptor: tma.tensor_descriptor,  # (NUM_COLUMNS, depth), in tiles (WEIGHT_ROWS, TILE_DEPTH);
     # gated: (NUM_COLUMNS / TURN_ROWS, 2, TURN_ROWS, depth), in tiles of as many rows
     out_ptr: gl.tensor,  # (num_parts, num_rows, NUM_COLUMNS) float32; gated: (num_rows, NUM_COLUMNS)
@@ -64,20 +92,28 @@ def _hopper_few_rows_kernel(
     IS_GATED: gl.constexpr,
     NUM_COLUMNS: gl.constexpr,
     NUM_TILES: gl.constexpr,  # of a part's depth
-    TILE_ROWS: gl.constexpr,
+    FIRST_ROWS: gl.constexpr,  # of a tile
+    MORE_ROWS: gl.constexpr,  # 0, or with parts only
     NUM_TILES_HELD: gl.constexpr,  # of x
 ) -> None:
     """Grid: (row tiles, column tiles, num_parts)."""
-    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, TILE_ROWS, 16])
+    FIRST_SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, FIRST_ROWS, 16])
+    MORE_SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, MORE_ROWS, 16])
+    TILE_ROWS: gl.constexpr = FIRST_ROWS + MORE_ROWS
     NUM_TURNS: gl.constexpr = WEIGHT_ROWS // (2 * TURN_ROWS)
-    dtype: gl.constexpr = x_descriptor.dtype
-    first_row, column_tile, part = gl.program_id(0) * TILE_ROWS, gl.program_id(1), gl.program_id(2)
+    dtype: gl.constexpr = first_descriptor.dtype
+    column_tile, part = gl.program_id(1), gl.program_id(2)
+    first_row = gl.maximum(gl.minimum(gl.program_id(0) * TILE_ROWS, num_rows - TILE_ROWS), 0)  # as first_row_of
     start = part * (NUM_TILES * TILE_DEPTH)
     if not IS_GATED:  # that takes more shared memory: beside it the next kernel would only take what others need
         let_next_launch()
     weights = gl.allocate_shared_memory(dtype, [NUM_TILES, WEIGHT_ROWS, TILE_DEPTH], SWIZZLED)
     turns = weights._reinterpret(dtype, [NUM_TILES, NUM_TURNS, 2, TURN_ROWS, TILE_DEPTH], SWIZZLED_TURNS)
-    xs = gl.allocate_shared_memory(dtype, [NUM_TILES_HELD, TILE_ROWS, TILE_DEPTH], SWIZZLED)
+    xs = gl.allocate_shared_memory(dtype, [NUM_TILES_HELD, FIRST_ROWS, TILE_DEPTH], SWIZZLED)
+    if MORE_ROWS > 0:
+        more_xs = gl.allocate_shared_memory(dtype, [NUM_TILES_HELD, MORE_ROWS, TILE_DEPTH], SWIZZLED)
+    else:
+        more_xs = xs
     weight_loaded = gl.allocate_shared_memory(gl.int64, [NUM_TILES, 1], mbarrier.MBarrierLayout())
     x_loaded = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(NUM_TILES):
@@ -103,35 +139,45 @@ def _hopper_few_rows_kernel(
     if IS_GATED:
         let_next_launch()
     for i in gl.static_range(NUM_TILES_HELD):
-        _load_x(x_descriptor, xs, x_loaded, i, first_row, start)
-    sums = gl.zeros([WEIGHT_ROWS, TILE_ROWS], gl.float32, layout=SUMS)
+        _load_x(first_descriptor, more_descriptor, xs, more_xs, x_loaded, i, first_row, start, MORE_ROWS)
+    sums = gl.zeros([WEIGHT_ROWS, FIRST_ROWS], gl.float32, layout=FIRST_SUMS)
+    if MORE_ROWS > 0:
+        more_sums = gl.zeros([WEIGHT_ROWS, MORE_ROWS], gl.float32, layout=MORE_SUMS)
     for i in gl.static_range(NUM_TILES):
-        mbarrier.wait(x_loaded.index(i % NUM_TILES_HELD), i // NUM_TILES_HELD & 1)
+        place = i % NUM_TILES_HELD
+        mbarrier.wait(x_loaded.index(place), i // NUM_TILES_HELD & 1)
         mbarrier.wait(weight_loaded.index(i), 0)
-        x = xs.index(i % NUM_TILES_HELD).permute((1, 0))
-        sums = warpgroup_mma(weights.index(i), x, sums, use_acc=i > 0, is_async=True)
+        weight = weights.index(i)
+        sums = warpgroup_mma(weight, xs.index(place).permute((1, 0)), sums, use_acc=i > 0, is_async=True)
+        if MORE_ROWS > 0:
+            more_x = more_xs.index(place).permute((1, 0))
+            more_sums = warpgroup_mma(weight, more_x, more_sums, use_acc=i > 0, is_async=True)
         if i > 0 and i - 1 + NUM_TILES_HELD < NUM_TILES:
-            sums = warpgroup_mma_wait(1, [sums])
+            if MORE_ROWS > 0:
+                sums, more_sums = warpgroup_mma_wait(2, [sums, more_sums])
+            else:
+                sums = warpgroup_mma_wait(1, [sums])
             wait_for_all()  # all warps have read the tile before this one
-            _load_x(x_descriptor, xs, x_loaded, i - 1 + NUM_TILES_HELD, first_row, start)
-    sums = warpgroup_mma_wait(0, [sums])
+            tile = i - 1 + NUM_TILES_HELD
+            _load_x(first_descriptor, more_descriptor, xs, more_xs, x_loaded, tile, first_row, start, MORE_ROWS)
+    if MORE_ROWS > 0:
+        sums, more_sums = warpgroup_mma_wait(0, [sums, more_sums])
+    else:
+        sums = warpgroup_mma_wait(0, [sums])
     if IS_GATED:
         COLUMNS: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [NUM_WARPS, 1], [1, 0])
-        gate, up = sums.reshape((NUM_TURNS, 2, TURN_ROWS, TILE_ROWS)).permute((0, 2, 3, 1)).split()
-        out = (gate / (1.0 + gl.exp(-gate)) * up).to(dtype).reshape((GATED_COLUMNS, TILE_ROWS)).permute((1, 0))
+        gate, up = sums.reshape((NUM_TURNS, 2, TURN_ROWS, FIRST_ROWS)).permute((0, 2, 3, 1)).split()
+        out = (gate / (1.0 + gl.exp(-gate)) * up).to(dtype).reshape((GATED_COLUMNS, FIRST_ROWS)).permute((1, 0))
         out = gl.convert_layout(out, COLUMNS)
-        rows = first_row + gl.arange(0, TILE_ROWS, layout=gl.SliceLayout(1, COLUMNS))
+        rows = first_row + gl.arange(0, FIRST_ROWS, layout=gl.SliceLayout(1, COLUMNS))
         columns = column_tile * GATED_COLUMNS + gl.arange(0, GATED_COLUMNS, layout=gl.SliceLayout(0, COLUMNS))
         mask = gl.expand_dims(rows < num_rows, 1) & gl.expand_dims(columns < NUM_COLUMNS, 0)
         offsets = gl.expand_dims(rows.to(gl.int64) * NUM_COLUMNS, 1) + gl.expand_dims(columns, 0)
         gl.store(out_ptr + offsets, out, mask=mask)
     else:
-        rows = first_row + gl.arange(0, TILE_ROWS, layout=gl.SliceLayout(0, SUMS))
-        columns = column_tile * WEIGHT_ROWS + gl.arange(0, WEIGHT_ROWS, layout=gl.SliceLayout(1, SUMS))
-        mask = gl.expand_dims(rows < num_rows, 0) & gl.expand_dims(columns < NUM_COLUMNS, 1)
-        out_rows = part.to(gl.int64) * num_rows + rows
-        offsets = gl.expand_dims(out_rows * NUM_COLUMNS, 0) + gl.expand_dims(columns, 1)
-        gl.store(out_ptr + offsets, sums, mask=mask)
+        _store_parts(sums, out_ptr, first_row, num_rows, column_tile, part, NUM_COLUMNS)
+        if MORE_ROWS > 0:
+            _store_parts(more_sums, out_ptr, first_row + FIRST_ROWS, num_rows, column_tile, part, NUM_COLUMNS)
 
 
 def hopper_parts(x: torch.Tensor, weight: torch.Tensor, num_parts: int) -> torch.Tensor:
@@ -177,18 +223,25 @@ def _launch(
     if out.numel() == 0:
         return
     num_rows, depth = x.shape
-    tile_rows = held_tile_rows(num_rows)
+    tile = held_tile(num_rows)
     room = MAX_SHARED_BYTES - 2 * num_tiles * TILE_DEPTH.value * WEIGHT_ROWS.value
-    num_held = min(num_tiles, MAX_GATED_TILES if is_gated else MAX_TILES, room // (2 * TILE_DEPTH.value * tile_rows))
-    _hopper_few_rows_kernel[(ceil_div(num_rows, tile_rows), num_column_tiles, num_parts)](
-        TensorDescriptor(x, [num_rows, depth], [depth, 1], [tile_rows, TILE_DEPTH.value], SWIZZLED.value),
+    num_held = min(
+        num_tiles, MAX_GATED_TILES if is_gated else MAX_TILES, room // (2 * TILE_DEPTH.value * tile.num_rows)
+    )
+    descriptors = [
+        TensorDescriptor(x, [num_rows, depth], [depth, 1], [rows, TILE_DEPTH.value], SWIZZLED.value)
+        for rows in (tile.first_rows, tile.more_rows or tile.first_rows)
+    ]
+    _hopper_few_rows_kernel[(ceil_div(num_rows, tile.num_rows), num_column_tiles, num_parts)](
+        *descriptors,
         weight,
         out,
         num_rows,
         IS_GATED=is_gated,
         NUM_COLUMNS=num_columns,
         NUM_TILES=num_tiles,
-        TILE_ROWS=tile_rows,
+        FIRST_ROWS=tile.first_rows,
+        MORE_ROWS=tile.more_rows,
         NUM_TILES_HELD=num_held,
         launch_pdl=True,
         num_warps=NUM_WARPS.value,

@@ -108,7 +108,8 @@ def _hopper_project_kernel(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [DIM_WARPS, ROW_WARPS], [16, TILE_ROWS // ROW_WARPS, 16])
     THREADS: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
     head = gl.program_id(0)
-    first_row = gl.program_id(1) * TILE_ROWS
+    # The last tile ends with the rows, as in few_rows_matmul.py.
+    first_row = gl.maximum(gl.minimum(gl.program_id(1) * TILE_ROWS, num_rows - TILE_ROWS), 0)
     first_column = head * HEAD_DIM
     # What the loads below go by is asked for first: behind the weights it would wait for them.
     rows = first_row + gl.arange(0, TILE_ROWS, layout=gl.SliceLayout(1, ROWS))

@@ -275,7 +275,7 @@ def _first_launch(x: torch.Tensor, num_parts: int | None, num_upcoming: int, *, 
     # multiprocessors unevenly taken, and end up unevenly spread itself: so this one fetches for it.
     lets_early = is_early and num_upcoming > 0 and num_rows <= MOST_ROWS_TO_LET_EARLY
     fetches = is_early and num_upcoming > 0 and not lets_early
-    num_warps = min(max(tile_size // (512 if num_parts is None else 64), 4), 16)
+    num_warps = min(max(tile_size // (512 if num_parts is None else 128), 4), 16)
     options = {
         "HAS_RESIDUAL": has_residual,
         "NUM_PARTS": num_parts,

@@ -289,13 +289,16 @@ def compile_all():
     print("few_rows_matmul")
     print("gated_matmul")
     columns, turns = hopper_few_rows.SWIZZLED.value, hopper_few_rows.SWIZZLED_TURNS.value
-    for is_gated, tile_rows, num_tiles, dtype in (
-        (False, 128, 6, "bf16"),
-        (True, 16, 8, "fp16"),
+    for is_gated, first_rows, more_rows, num_tiles, dtype in (
+        (False, 128, 0, 6, "bf16"),
+        (False, 64, 8, 6, "bf16"),
+        (True, 16, 0, 8, "fp16"),
     ):
-        held = {"IS_GATED": is_gated, "NUM_COLUMNS": 1024, "NUM_TILES": num_tiles, "TILE_ROWS": tile_rows}
+        held = {"IS_GATED": is_gated, "NUM_COLUMNS": 1024, "NUM_TILES": num_tiles}
+        held |= {"FIRST_ROWS": first_rows, "MORE_ROWS": more_rows}
         tiles = {
-            "x_descriptor": f"tensordesc<{dtype}[{tile_rows}, 128],{columns!r}>",
+            "first_descriptor": f"tensordesc<{dtype}[{first_rows}, 128],{columns!r}>",
+            "more_descriptor": f"tensordesc<{dtype}[{more_rows or first_rows}, 128],{columns!r}>",
             "weight_descriptor": f"tensordesc<{dtype}{[4, 2, 8, 128] if is_gated else [64, 128]},"
             f"{turns if is_gated else columns!r}>",
         }

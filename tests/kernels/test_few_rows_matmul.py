@@ -11,7 +11,7 @@ from pbench.kernels.few_rows_matmul import (
     few_rows_parts_reference,
     few_rows_parts_triton,
     few_rows_tiling,
-    held_tile_rows,
+    held_tile,
     num_parts_for,
     suits_hopper,
 )
@@ -79,7 +79,7 @@ def test_kernels_are_right_at_the_sizes_of_a_model(num_rows, depth, num_columns)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("depth", "num_columns", "num_parts"), [(2048, 1024, 4), (3072, 1024, 4), (1000, 1027, 3)])
 def test_parts_of_hopper_are_those_of_the_reference(dtype, depth, num_columns, num_parts):
-    for num_rows in (1, 16, 17, 40, 64, 65, 128, 130, 256):  # on both sides of every change of tiles
+    for num_rows in (1, 16, 17, 64, 65, 96, 99, 128, 144, 150, 161, 177, 209, 256):  # every tile, whole and in part
         x, weight, _ = random_layer(num_rows, depth, num_columns, "cuda", dtype)
         if not suits_hopper(x):
             pytest.skip("this GPU is no Hopper")
@@ -105,16 +105,19 @@ def test_tiles_grow_with_the_rows():
 
 
 def test_tiles_grow_with_the_rows_where_weights_are_held():
-    assert [held_tile_rows(num_rows) for num_rows in (1, 16, 17, 33, 64, 128, 129, 256)] == [
-        16,
-        16,
-        32,
-        64,
-        64,
-        64,
-        128,
-        128,
+    assert [held_tile(num_rows)[0] for num_rows in (1, 16, 17, 33, 64)] == [16, 16, 32, 64, 64]
+    assert [held_tile(num_rows) for num_rows in (65, 80, 96, 112, 128)] == [
+        (32, 8),
+        (32, 8),
+        (32, 16),
+        (64, 0),
+        (64, 0),
     ]
+    assert [held_tile(num_rows) for num_rows in (144, 160, 176, 192)] == [(64, 8), (64, 16), (64, 32), (64, 32)]
+    assert [held_tile(num_rows) for num_rows in (208, 256, 257, 1000)] == 4 * [(128, 0)]
+    for num_rows in range(1, 257):
+        tile = held_tile(num_rows).num_rows
+        assert tile >= num_rows if num_rows <= 64 else tile < num_rows <= 2 * tile
 
 
 def test_weights_are_held_where_all_programs_run_at_once():

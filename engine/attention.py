@@ -12,6 +12,10 @@ from pbench.kernels.invariant_attention import invariant_attention
 from pbench.kernels.prefill_attention import prefill_attention
 from pbench.kernels.shared_attention import SharedRuns
 
+# Up to so many decodes attention loads settled KV before the projection before it is done. Beside more the loads slow
+# that one down, by as much as they gain.
+MAX_DECODES_AHEAD = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -54,7 +58,8 @@ class BatchAttention:
         if num_decodes:
             if window not in self._decode_plans:
                 shared = batch.shared if window is None else None
-                self._decode_plans[window] = plan_for(query, kv, self._decode_lens, shared, window, batch.is_kv_settled)
+                settled = batch.is_kv_settled if num_decodes <= MAX_DECODES_AHEAD else None
+                self._decode_plans[window] = plan_for(query, kv, self._decode_lens, shared, window, settled)
             decode_attention(
                 query[:num_decodes],
                 kv,

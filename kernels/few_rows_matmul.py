@@ -150,13 +150,13 @@ class HeldTile(NamedTuple):
         return self.first_rows + self.more_rows
 
 
-def held_tile(num_rows: int) -> HeldTile:
-    """Up to 64 rows one tile; more are two alike, as long as there are no more than 256."""
-    if num_rows <= 64:
-        return HeldTile(max(next_power_of_2(num_rows), 16), 0)
+def held_tile(num_rows: int, *, is_gated: bool = False) -> HeldTile:
+    """Up to 64 rows one tile; more are two alike, as long as there are no more than 256. Gated: of 64 at most."""
+    if num_rows <= 64 or is_gated:
+        return HeldTile(min(max(next_power_of_2(num_rows), 16), 64), 0)
     half = min(ceil_div(num_rows, 2), 128)
     first_rows = next_power_of_2(half + 1) // 2
-    more_rows = max(next_power_of_2(half - first_rows), 8) if half > first_rows else 0
+    more_rows = max(next_power_of_2(half - first_rows), 16) if half > first_rows else 0
     return HeldTile(2 * first_rows, 0) if more_rows == first_rows else HeldTile(first_rows, more_rows)
 
 

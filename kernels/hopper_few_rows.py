@@ -223,7 +223,7 @@ def _launch(
     if out.numel() == 0:
         return
     num_rows, depth = x.shape
-    tile = held_tile(num_rows)
+    tile = held_tile(num_rows, is_gated=is_gated)
     room = MAX_SHARED_BYTES - 2 * num_tiles * TILE_DEPTH.value * WEIGHT_ROWS.value
     num_held = min(
         num_tiles, MAX_GATED_TILES if is_gated else MAX_TILES, room // (2 * TILE_DEPTH.value * tile.num_rows)

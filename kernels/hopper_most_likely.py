@@ -232,7 +232,7 @@ def next_tiling(num_rows: int, vocab_size: int, num_sms: int) -> NextTiling:
         rows = min(max(next_power_of_2(num_rows), 16), 64)
     else:
         rows = 128 if num_rows <= 192 else 256
-    more_rows = max(next_power_of_2(num_rows - rows), 16) if num_rows > rows else 0
+    more_rows = max(next_power_of_2(num_rows - rows), 32) if num_rows > rows else 0  # each size is compiled
     num_warps = 8 if rows == 256 else 4
     num_pieces = 2
     if num_rows > 64 and (rows + more_rows) // num_warps <= MAX_ROWS_OF_THREE:

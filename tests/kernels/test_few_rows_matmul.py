@@ -106,15 +106,10 @@ def test_tiles_grow_with_the_rows():
 
 def test_tiles_grow_with_the_rows_where_weights_are_held():
     assert [held_tile(num_rows)[0] for num_rows in (1, 16, 17, 33, 64)] == [16, 16, 32, 64, 64]
-    assert [held_tile(num_rows) for num_rows in (65, 80, 96, 112, 128)] == [
-        (32, 8),
-        (32, 8),
-        (32, 16),
-        (64, 0),
-        (64, 0),
-    ]
-    assert [held_tile(num_rows) for num_rows in (144, 160, 176, 192)] == [(64, 8), (64, 16), (64, 32), (64, 32)]
+    assert [held_tile(num_rows) for num_rows in (65, 96, 112, 128)] == [(32, 16), (32, 16), (64, 0), (64, 0)]
+    assert [held_tile(num_rows) for num_rows in (144, 160, 176, 192)] == [(64, 16), (64, 16), (64, 32), (64, 32)]
     assert [held_tile(num_rows) for num_rows in (208, 256, 257, 1000)] == 4 * [(128, 0)]
+    assert held_tile(144, is_gated=True) == (64, 0)
     for num_rows in range(1, 257):
         tile = held_tile(num_rows).num_rows
         assert tile >= num_rows if num_rows <= 64 else tile < num_rows <= 2 * tile

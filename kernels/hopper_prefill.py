@@ -50,8 +50,7 @@ PANEL_DIMS = gl.constexpr(64)  # so many 16-bit elements are the 128 bytes that 
 GROUP_WARPS = gl.constexpr(4)  # an instruction of the matrix units is of four
 GROUP_REGISTERS = gl.constexpr(232)  # of a thread that computes
 LOADER_REGISTERS = gl.constexpr(40)
-NUM_TOLD = gl.constexpr(1)  # tiles of rows that others are told of at a time
-NUM_FIELDS = gl.constexpr(6)  # that tell of one
+NUM_FIELDS = gl.constexpr(6)  # that tell the other warps of a tile of rows, one at a time
 NUM_QUERIES_HELD = gl.constexpr(2)  # of each group
 TILE_SEQUENCES = gl.constexpr(32)  # that are looked at together
 wait_for_group = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # renamed in Triton 3.7
@@ -124,11 +123,11 @@ def _extent(
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _tell(told: gl.shared_memory_descriptor, place: gl.tensor, fields: gl.tuple) -> None:
+def _tell(told: gl.shared_memory_descriptor, fields: gl.tuple) -> None:
     """Write numbers where other warps read them."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     for i in gl.static_range(NUM_FIELDS):
-        told.index(place * NUM_FIELDS + i).store(gl.full([1], fields[i], gl.int32, layout=LAYOUT))
+        told.index(i).store(gl.full([1], fields[i], gl.int32, layout=LAYOUT))
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -138,13 +137,12 @@ def _hear(
     """What was told of the tile of rows that is this program's ``row_tile``-th."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [NUM_WARPS], [0])
     _, _, _, _, _, told_full, told_empty = barriers
-    place = row_tile % NUM_TOLD
-    mbarrier.wait(told_full.index(place), (row_tile // NUM_TOLD) & 1)
+    mbarrier.wait(told_full, row_tile & 1)
     fields = ()
     for i in gl.static_range(NUM_FIELDS):
-        fields += (gl.max(told.index(place * NUM_FIELDS + i).load(LAYOUT), 0),)  # type: ignore[assignment]
+        fields += (gl.max(told.index(i).load(LAYOUT), 0),)  # type: ignore[assignment]
     wait_for_group()  # one thread says for all of its group that it has read
-    mbarrier.arrive(told_empty.index(place), count=1)
+    mbarrier.arrive(told_empty, count=1)
     return fields
 
 
@@ -207,11 +205,10 @@ def _draw_tiles(
     kv_head = row_tile
     while kv_head >= 0:
         kv_head, sequence, first_query, query_len, context_len, first_row = _find(drawn, batch, NUM_KV_HEADS, GROUP)
-        place = row_tile % NUM_TOLD
-        mbarrier.wait(told_empty.index(place), ((row_tile // NUM_TOLD) & 1) ^ 1)
-        _tell(told, place, (kv_head, sequence, first_query, query_len, context_len, first_row))
+        mbarrier.wait(told_empty, (row_tile & 1) ^ 1)
+        _tell(told, (kv_head, sequence, first_query, query_len, context_len, first_row))
         wait_for_group()
-        mbarrier.arrive(told_full.index(place), count=1)
+        mbarrier.arrive(told_full, count=1)
         row_tile += 1
         if kv_head >= 0:
             drawn = _draw(counter_ptr, num_row_tiles * NUM_KV_HEADS)
@@ -291,6 +288,28 @@ def _zero_unseen(
                 box.store(gl.where(is_seen, box.load(LAYOUT), 0.0))
     fence_async_shared()
     wait_for_group()
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def _zero_by_one(
+    PART: gl.constexpr,
+    values: gl.shared_memory_descriptor,
+    zeroed: gl.shared_memory_descriptor,
+    zero_parities: gl.tensor,  # a bit for each place, turned round with this
+    place: gl.tensor,
+    start: gl.tensor,
+    first: gl.tensor,
+    context_len: gl.tensor,
+    HEAD_DIM: gl.constexpr,
+    TILE_TOKENS: gl.constexpr,
+) -> gl.tensor:
+    """Let the first group zero what no row sees of a tile of V, while the other waits; both come here."""
+    if PART == 0:
+        _zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)
+        mbarrier.arrive(zeroed.index(place), count=1)
+    else:
+        mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)
+    return zero_parities ^ (1 << place)
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -450,12 +469,9 @@ def _attend(
         top, total, fade, weights = _weigh(scores, top, total, factor, WEIGHTS, dtype)
         mbarrier.wait(value_full.index(place), (number // NUM_TILES_HELD) & 1)
         if start + TILE_TOKENS > context_len:
-            if PART == 0:
-                _zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)
-                mbarrier.arrive(zeroed.index(place), count=1)
-            else:
-                mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)
-            zero_parities ^= 1 << place
+            zero_parities = _zero_by_one(
+                PART, values, zeroed, zero_parities, place, start, first, context_len, HEAD_DIM, TILE_TOKENS
+            )
         number += 1
         mbarrier.wait(key_full.index(number % NUM_TILES_HELD), (number // NUM_TILES_HELD) & 1, pred=num_tiles > 1)
         for i in range(1, num_tiles):
@@ -491,12 +507,9 @@ def _attend(
         mbarrier.wait(value_full.index(place), ((number - 1) // NUM_TILES_HELD) & 1)
         if WINDOW is not None:  # noqa: SIM102 (one is known to the compiler, the other to the device)
             if (start < first) & ((num_tiles > 1) | (start + TILE_TOKENS <= context_len)):
-                if PART == 0:
-                    _zero_unseen(values, place, start, first, context_len, HEAD_DIM, TILE_TOKENS)
-                    mbarrier.arrive(zeroed.index(place), count=1)
-                else:
-                    mbarrier.wait(zeroed.index(place), (zero_parities >> place) & 1)
-                zero_parities ^= 1 << place
+                zero_parities = _zero_by_one(
+                    PART, values, zeroed, zero_parities, place, start, first, context_len, HEAD_DIM, TILE_TOKENS
+                )
         sums = warpgroup_mma(weights, value_tiles.index(place), sums, is_async=True)
         sums = warpgroup_mma_wait(0, [sums])
 
@@ -558,17 +571,16 @@ def _hopper_prefill_kernel(
     queries = gl.allocate_shared_memory(dtype, [NUM_QUERIES_HELD * 2, NUM_ROWS, HEAD_DIM], SWIZZLED)
     keys = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
     values = gl.allocate_shared_memory(dtype, [NUM_BOXES, BOX, PANEL_DIMS], SWIZZLED)
-    told = gl.allocate_shared_memory(gl.int32, [NUM_TOLD * NUM_FIELDS, 1], mbarrier.MBarrierLayout())
+    told = gl.allocate_shared_memory(gl.int32, [NUM_FIELDS, 1], mbarrier.MBarrierLayout())
     key_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
     value_full = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
     key_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
     value_empty = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
     zeroed = gl.allocate_shared_memory(gl.int64, [NUM_TILES_HELD, 1], mbarrier.MBarrierLayout())
-    told_full = gl.allocate_shared_memory(gl.int64, [NUM_TOLD, 1], mbarrier.MBarrierLayout())
-    told_empty = gl.allocate_shared_memory(gl.int64, [NUM_TOLD, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(NUM_TOLD):
-        mbarrier.init(told_full.index(i), count=1)
-        mbarrier.init(told_empty.index(i), count=3)  # both groups and the warp that loads
+    told_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    told_empty = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(told_full, count=1)
+    mbarrier.init(told_empty, count=3)  # both groups and the warp that loads
     for i in gl.static_range(NUM_TILES_HELD):
         mbarrier.init(zeroed.index(i), count=1)
         mbarrier.init(key_full.index(i), count=1)

@@ -243,7 +243,7 @@ class Batches:
         if self._is_contiguous:
             slots: Numbers = self._tables[rows, 0] + positions
         else:
-            columns = positions // self._block_size  # np.divmod takes longer than all of this
+            columns = positions // self._block_size
             slots = (self._tables[rows, columns] - columns) * self._block_size + positions
         return slots
 

@@ -209,9 +209,14 @@ class Runner:
         return rows + rows[-1:] * num_more
 
     def _select(self, tensor: Tensor, rows: list[int]) -> Tensor:
-        if rows == list(range(len(tensor))):
-            return tensor
-        return tensor.index_select(0, to_device(rows, torch.int64, self.device))
+        index = self._index(rows, len(tensor))
+        return tensor if index is None else tensor.index_select(0, index)
+
+    def _index(self, rows: list[int], num_rows: int) -> Tensor | None:
+        """``rows`` on the device; None where they are all, in their order."""
+        if len(rows) == num_rows and rows == list(range(num_rows)):
+            return None
+        return to_device(rows, torch.int64, self.device)
 
     def _forward(self, layout: Layout, rows: list[int] | None = None) -> Tensor:
         """Run the step that is staged to the hidden states of all its tokens, or of those at ``rows``."""
@@ -219,9 +224,7 @@ class Runner:
         kind = InvariantAttention if self.config.is_batch_invariant else BatchAttention
         attention = kind(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
-        wanted = None
-        if rows is not None and rows != list(range(layout.num_tokens)):
-            wanted = to_device(rows, torch.int64, self.device)
+        wanted = None if rows is None else self._index(rows, layout.num_tokens)
         hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, wanted)
         return hidden
 

@@ -22,14 +22,10 @@ import torch
 
 from pbench.kernels.compiler import HAS_TRITON, is_known_triton, jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.launch import (
-    FLOAT_DTYPES,
     HOPPER,
     can_launch_early,
     ceil_div,
-    check_contiguous,
-    check_dtype,
-    check_num_dims,
-    check_shape,
+    check_product,
     device_limits,
     next_power_of_2,
     runs_on_triton,
@@ -178,11 +174,7 @@ def few_rows_matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
-    check_few_rows(x, weight)
-    if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-        check_dtype("bias", bias, x.dtype)
-        check_contiguous("bias", bias)
+    check_few_rows(x, weight, bias)
     if runs_on_triton(x):
         return few_rows_matmul_triton(x, weight, bias)
     return few_rows_matmul_reference(x, weight, bias)
@@ -202,15 +194,9 @@ def few_rows_parts(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return few_rows_parts_reference(x, weight, num_parts)
 
 
-def check_few_rows(x: torch.Tensor, weight: torch.Tensor) -> None:
+def check_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     """Check the arguments of a product of few rows (see ``few_rows_matmul``)."""
-    check_num_dims("x", x, 2, "(num_tokens, k)")
-    check_num_dims("weight", weight, 2, "(n, k)")
-    check_shape("weight", weight, (weight.shape[0], x.shape[1]))
-    check_dtype("x", x, *FLOAT_DTYPES)
-    check_dtype("weight", weight, x.dtype)
-    check_contiguous("x", x)
-    check_contiguous("weight", weight)
+    check_product(x, weight, bias)
     if x.shape[1] * x.element_size() % 16:
         raise ValueError(f"x has shape {tuple(x.shape)}; its rows must be a multiple of 16 bytes")
 

@@ -118,3 +118,29 @@ def check_contiguous(name: str, tensor: torch.Tensor) -> None:
     """
     if not tensor.is_contiguous():
         raise ValueError(f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}; it must be contiguous")
+
+
+def check_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    x_name: str = "x",
+    weight_name: str = "weight",
+) -> None:
+    """Check that ``x: (T, k)``, ``weight: (n, k)`` and ``bias: (n,)`` make a product, of one dtype and contiguous.
+
+    Raises:
+        ValueError: they do not, naming the argument.
+    """
+    check_num_dims(x_name, x, 2, "(num_tokens, k)")
+    check_num_dims(weight_name, weight, 2, "(n, k)")
+    check_shape(weight_name, weight, (weight.shape[0], x.shape[1]))
+    check_dtype(x_name, x, *FLOAT_DTYPES)
+    check_dtype(weight_name, weight, x.dtype)
+    check_contiguous(x_name, x)
+    check_contiguous(weight_name, weight)
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+        check_dtype("bias", bias, x.dtype)
+        check_contiguous("bias", bias)

@@ -16,12 +16,8 @@ import torch
 
 from pbench.kernels.compiler import jit, tl
 from pbench.kernels.launch import (
-    FLOAT_DTYPES,
     ceil_div,
-    check_contiguous,
-    check_dtype,
-    check_num_dims,
-    check_shape,
+    check_product,
     runs_on_triton,
 )
 
@@ -99,17 +95,7 @@ def matmul(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
-    check_num_dims("x", x, 2, "(num_tokens, k)")
-    check_num_dims("weight", weight, 2, "(n, k)")
-    check_shape("weight", weight, (weight.shape[0], x.shape[1]))
-    check_dtype("x", x, *FLOAT_DTYPES)
-    check_dtype("weight", weight, x.dtype)
-    check_contiguous("x", x)
-    check_contiguous("weight", weight)
-    if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-        check_dtype("bias", bias, x.dtype)
-        check_contiguous("bias", bias)
+    check_product(x, weight, bias)
     return matmul_triton(x, weight, bias) if runs_on_triton(x) else matmul_reference(x, weight, bias)
 
 

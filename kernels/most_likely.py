@@ -21,6 +21,7 @@ from pbench.kernels.launch import (
     check_contiguous,
     check_dtype,
     check_num_dims,
+    check_product,
     check_shape,
     device_limits,
     next_power_of_2,
@@ -116,13 +117,7 @@ def most_likely_next(hidden: torch.Tensor, head: torch.Tensor, out: torch.Tensor
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
-    check_num_dims("hidden", hidden, 2, "(num_rows, k)")
-    check_num_dims("head", head, 2, "(vocab_size, k)")
-    check_shape("head", head, (head.shape[0], hidden.shape[1]))
-    check_dtype("hidden", hidden, *FLOAT_DTYPES)
-    check_dtype("head", head, hidden.dtype)
-    check_contiguous("hidden", hidden)
-    check_contiguous("head", head)
+    check_product(hidden, head, x_name="hidden", weight_name="head")
     check_shape("out", out, hidden.shape[:1])
     check_dtype("out", out, torch.int64)
     check_contiguous("out", out)

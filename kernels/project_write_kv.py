@@ -19,9 +19,7 @@ from pbench.kernels.launch import (
     FLOAT_DTYPES,
     FP8,
     HOPPER,
-    check_contiguous,
     check_dtype,
-    check_shape,
     device_limits,
     runs_on_triton,
 )
@@ -119,11 +117,7 @@ def _check(
     slots: torch.Tensor,
 ) -> torch.Tensor:
     """Check the arguments; room for the queries."""
-    check_few_rows(x, weight)
-    if bias is not None:
-        check_shape("bias", bias, (weight.shape[0],))
-        check_dtype("bias", bias, x.dtype)
-        check_contiguous("bias", bias)
+    check_few_rows(x, weight, bias)
     check_kv(kv)
     check_dtype("x", x, *(FLOAT_DTYPES if kv.dtype is FP8 else (kv.dtype,)))
     num_kv_heads, head_dim = kv.shape[2], kv.shape[4]

@@ -65,6 +65,7 @@ def _merge_pieces(
     log_sum_ptr: tl.pointer_type,  # (num_programs, 2, TILE_ROWS)
     first_program: tl.tensor,  # its piece lies at index 1, those of the programs after it at index 0
     num_pieces: tl.tensor,
+    NUM_ABREAST: tl.constexpr,  # so far from one another lie the programs of a row's pieces
     HEAD_DIM: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_DIMS: tl.constexpr,
@@ -79,7 +80,7 @@ def _merge_pieces(
     for start in range(0, num_pieces, TILE_PIECES):
         pieces = start + tl.arange(0, TILE_PIECES)
         is_piece = pieces < num_pieces
-        slots = (first_program + pieces) * 2 + (pieces == 0).to(tl.int32)
+        slots = (first_program + pieces * NUM_ABREAST) * 2 + (pieces == 0).to(tl.int32)
         piece_rows = slots[:, None] * TILE_ROWS + rows[None, :]
         # Other programs wrote these: only the second-level cache is sure to know.
         log_sums = tl.load(log_sum_ptr + piece_rows, mask=is_piece[:, None], other=float("-inf"), cache_modifier=".cg")
@@ -186,6 +187,7 @@ def _decode_attention_kernel(
     IS_CONTIGUOUS: tl.constexpr,
     HAS_SHARED: tl.constexpr,
     NUM_ROWS: tl.constexpr,  # of a sequence: KV heads x tiles of their query heads
+    NUM_ABREAST: tl.constexpr,  # rows side by side, each with programs of its own: see decode_plan.py
     NUM_FIELDS: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     DOT_ROWS: tl.constexpr,  # TILE_ROWS, padded to what a matrix product takes
@@ -260,9 +262,9 @@ def _decode_attention_kernel(
         is_row_end = start >= context_len
         if READS_AHEAD:
             is_row_end &= index >= 0
-        row += is_row_end.to(tl.int32)
-        is_sequence_end = row == NUM_ROWS
-        row = tl.where(is_sequence_end, 0, row)
+        row += is_row_end.to(tl.int32) * NUM_ABREAST
+        is_sequence_end = row >= NUM_ROWS
+        row = tl.where(is_sequence_end, row - NUM_ROWS, row)
         sequence += is_sequence_end.to(tl.int32)
         context_len = tl.where(is_sequence_end, next_len, context_len)
         is_next = sequence + 1 < num_sequences
@@ -352,11 +354,27 @@ def _decode_attention_kernel(
                 piece_program, count = first_program, num_continued_pieces
             if count <= FEW_PIECES:
                 merged, merged_log_sum = _merge_pieces(
-                    partial_ptr, log_sum_ptr, piece_program, count, HEAD_DIM, TILE_ROWS, TILE_DIMS, FEW_PIECES
+                    partial_ptr,
+                    log_sum_ptr,
+                    piece_program,
+                    count,
+                    NUM_ABREAST,
+                    HEAD_DIM,
+                    TILE_ROWS,
+                    TILE_DIMS,
+                    FEW_PIECES,
                 )
             else:
                 merged, merged_log_sum = _merge_pieces(
-                    partial_ptr, log_sum_ptr, piece_program, count, HEAD_DIM, TILE_ROWS, TILE_DIMS, TILE_PIECES
+                    partial_ptr,
+                    log_sum_ptr,
+                    piece_program,
+                    count,
+                    NUM_ABREAST,
+                    HEAD_DIM,
+                    TILE_ROWS,
+                    TILE_DIMS,
+                    TILE_PIECES,
                 )
             _store_row(
                 merged,
@@ -629,6 +647,7 @@ def _first_launch(
         "IS_CONTIGUOUS": is_contiguous,
         "HAS_SHARED": plan.shared is not None,
         "NUM_ROWS": plan.num_rows,
+        "NUM_ABREAST": plan.num_abreast,
         "NUM_FIELDS": NUM_FIELDS,
         "TILE_ROWS": plan.tile_rows,
         "DOT_ROWS": max(plan.tile_rows, 16),

@@ -2,14 +2,19 @@
 
 The KV of a sequence is cut into tiles of tokens. Every (sequence, KV head) pair, a *row*, has so many tiles; one with
 nothing in it where the sequence has no tokens, for the program that writes its zeros. Laid end to end, the tiles of all
-rows form one line. It is cut into equal chunks, and program p takes chunk p ("Stream-K", Osama, Merrill, Cecka,
-Garland, Owens, 2023, https://arxiv.org/abs/2301.03598). A row that a boundary cuts has several *pieces*; the program
-that finishes the last of them merges all.
+rows form one line. It is cut into equal chunks, one for a program ("Stream-K", Osama, Merrill, Cecka, Garland, Owens,
+2023, https://arxiv.org/abs/2301.03598). A row that a boundary cuts has several *pieces*; the program that finishes the
+last of them merges all.
+
+As many rows as divide both a sequence's and the programs go *abreast*: each has programs of its own, which walk through
+the tokens side by side. For a block holds what it has of all heads in one stretch, and memory that is read in one
+stretch is read faster. So the line is of one row of each such set, and a chunk of it is for as many programs.
 
 Everything is computed on the device, from the lengths, once for a step: all layers with the same window attend to the
 same lengths. The launches depend on shapes alone, so one CUDA graph serves all lengths.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +30,8 @@ TILE_SEQUENCES = 1024
 # What the schedule says of a program, so that it can begin at once:
 #   0 the sequence, 1 the row of it, 2 the first token of the tile that its chunk begins with; 3 the sequence's context
 #   4 how many tiles its chunk has
-#   5 the first program, 6 the number of the pieces of the row that it goes on with; 6 is 0 where it begins a row
+#   5 the first program, 6 the number of the pieces of the row that it goes on with; 6 is 0 where it begins a row. The
+#     pieces of a row are of programs that lie as far from one another as there are rows abreast
 #   7 the number of the pieces of the row that it begins and others go on with; 0: there is none
 #   8 whether K and V of its first tiles are settled, 0 or 1: nothing of the step writes them
 NUM_FIELDS = 9
@@ -41,6 +47,7 @@ class DecodePlan:
     num_rows: int  # of a sequence
     tile_rows: int  # query heads of a row, padded to a power of two
     num_programs: int
+    num_abreast: int  # rows of a sequence
     schedule: torch.Tensor  # int32 (num_programs, NUM_FIELDS)
     num_arrived: torch.Tensor  # int32 (num_programs,): pieces finished of the row that it began; zero between launches
     partial: torch.Tensor  # float32 (num_programs, 2, tile_rows, head_dim): see decode_attention.py
@@ -70,6 +77,7 @@ def _decode_plan_kernel(
     MAY_BE_SETTLED: tl.constexpr,
     WINDOW: tl.constexpr,  # tokens of a sequence that are attended to at most, its last; None: all
     NUM_ROWS: tl.constexpr,
+    NUM_ABREAST: tl.constexpr,  # divides NUM_ROWS and the number of programs
     MIN_CHUNK: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     TILES_AHEAD: tl.constexpr,  # that a program may load before it has computed anything
@@ -77,7 +85,9 @@ def _decode_plan_kernel(
     NUM_FIELDS: tl.constexpr,
 ) -> None:
     """Grid: (num_programs,), the programs of the attention. All of them add up the lengths; each finds its chunk."""
+    NUM_SETS: tl.constexpr = NUM_ROWS // NUM_ABREAST  # of rows abreast, in a sequence
     program = tl.program_id(0)
+    team, place_in_team = program // NUM_ABREAST, program % NUM_ABREAST
     num_tiles = 0
     for first in range(0, num_sequences, TILE_SEQUENCES):
         tiles, _ = _row_tiles(
@@ -89,9 +99,10 @@ def _decode_plan_kernel(
             WINDOW,
             TILE_TOKENS,
         )
-        num_tiles += tl.sum(tiles, 0) * NUM_ROWS
-    chunk = tl.maximum((num_tiles + num_programs - 1) // num_programs, MIN_CHUNK)
-    begin = tl.minimum(program * chunk, num_tiles)
+        num_tiles += tl.sum(tiles, 0) * NUM_SETS
+    num_teams = num_programs // NUM_ABREAST
+    chunk = tl.maximum((num_tiles + num_teams - 1) // num_teams, MIN_CHUNK)
+    begin = tl.minimum(team * chunk, num_tiles)
     end = tl.minimum(begin + chunk, num_tiles)
     # The sequences wholly before both ends of the chunk, and the tiles in a row of each of them together.
     begin_sequence, begin_tiles = 0, 0
@@ -102,7 +113,7 @@ def _decode_plan_kernel(
         tiles, _ = _row_tiles(
             sequences, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
         )
-        ends = (tiles_so_far + tl.cumsum(tiles, 0)) * NUM_ROWS
+        ends = (tiles_so_far + tl.cumsum(tiles, 0)) * NUM_SETS
         is_before = (sequences < num_sequences) & (ends <= begin)
         begin_sequence += tl.sum(is_before.to(tl.int32), 0)
         begin_tiles += tl.sum(tl.where(is_before, tiles, 0), 0)
@@ -114,20 +125,20 @@ def _decode_plan_kernel(
     tiles, start = _row_tiles(
         begin_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS
     )
-    row, tile, first_program, num_pieces = _place(begin - begin_tiles * NUM_ROWS, begin, tiles, chunk)
+    begun_set, tile, first_team, num_pieces = _place(begin - begin_tiles * NUM_SETS, begin, tiles, chunk)
     record_ptr = schedule_ptr + program * NUM_FIELDS
     tl.store(record_ptr, begin_sequence)
-    tl.store(record_ptr + 1, row)
+    tl.store(record_ptr + 1, begun_set * NUM_ABREAST + place_in_team)
     first_token = start + tile * TILE_TOKENS
     tl.store(record_ptr + 2, first_token)
     context_len = tl.load(context_lens_ptr + begin_sequence, mask=begin_sequence < num_sequences, other=0)
     tl.store(record_ptr + 3, context_len)
     tl.store(record_ptr + 4, end - begin)
-    tl.store(record_ptr + 5, first_program)
+    tl.store(record_ptr + 5, first_team * NUM_ABREAST + place_in_team)
     tl.store(record_ptr + 6, tl.where(tile > 0, num_pieces, 0))
     tiles, _ = _row_tiles(end_sequence, context_lens_ptr, own_start_ptr, num_sequences, HAS_SHARED, WINDOW, TILE_TOKENS)
-    _, tile, first_program, num_pieces = _place(end - end_tiles * NUM_ROWS, end, tiles, chunk)
-    tl.store(record_ptr + 7, tl.where((tile > 0) & (first_program == program), num_pieces, 0))
+    _, tile, first_team, num_pieces = _place(end - end_tiles * NUM_SETS, end, tiles, chunk)
+    tl.store(record_ptr + 7, tl.where((tile > 0) & (first_team == team), num_pieces, 0))
     are_settled = 0
     if MAY_BE_SETTLED:
         is_without_last = first_token + TILES_AHEAD * TILE_TOKENS < context_len
@@ -163,14 +174,14 @@ def _place(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Where a tile of a sequence, which has this place in the line, lies.
 
-    The row, and which of the row's tiles it is; the row's first program, and how many programs have a piece of it.
+    The set of rows, and which of their tiles it is; whose chunk the rows begin in, and how many have a piece of them.
     """
     row_tiles = tl.maximum(row_tiles, 1)  # 0 behind the last sequence
-    row = tile // row_tiles
-    tile -= row * row_tiles
-    first_program = (place - tile) // chunk
-    num_pieces = (place - tile + row_tiles - 1) // chunk - first_program + 1
-    return row, tile, first_program, num_pieces
+    row_set = tile // row_tiles
+    tile -= row_set * row_tiles
+    first_team = (place - tile) // chunk
+    num_pieces = (place - tile + row_tiles - 1) // chunk - first_team + 1
+    return row_set, tile, first_team, num_pieces
 
 
 @jit()
@@ -224,6 +235,7 @@ def plan_decode(
     tile_rows, num_row_tiles = row_tiles(num_heads // num_kv_heads)
     num_rows = num_kv_heads * num_row_tiles
     num_programs = tiling.programs_per_sm * device_limits(context_lens).num_sms
+    num_abreast = math.gcd(num_rows, num_programs)
     num_levels = MAX_LEVELS if shared is not None else 0
     may_be_settled = is_kv_settled is not None
 
@@ -243,6 +255,7 @@ def plan_decode(
         num_rows,
         tile_rows,
         num_programs,
+        num_abreast,
         schedule,
         num_arrived,
         partial,
@@ -276,6 +289,7 @@ def _first_launch(plan: DecodePlan) -> Launch:
         "MAY_BE_SETTLED": plan.may_be_settled,
         "WINDOW": plan.window,
         "NUM_ROWS": plan.num_rows,
+        "NUM_ABREAST": plan.num_abreast,
         "MIN_CHUNK": plan.tiling.min_chunk,
         "TILE_TOKENS": plan.tiling.tile_tokens,
         "TILES_AHEAD": plan.tiling.tiles_in_flight,

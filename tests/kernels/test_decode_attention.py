@@ -209,27 +209,42 @@ def test_a_plan_serves_one_launch_after_the_other(build_cache, device):
 
 @given(
     context_lens=st.lists(st.integers(0, 300), min_size=1, max_size=9),
+    num_rows=st.sampled_from([1, 2, 3, 4, 6, 12]),
     programs_per_sm=st.integers(1, 3),
     min_chunk=st.integers(1, 9),
     window=st.none() | st.integers(1, 100),
 )
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_programs_share_the_tiles_evenly_and_know_their_neighbours(
-    device, context_lens, programs_per_sm, min_chunk, window
+    device, context_lens, num_rows, programs_per_sm, min_chunk, window
 ):
     tiling = SMALL_TILES._replace(programs_per_sm=programs_per_sm, min_chunk=min_chunk)
     lens = torch.tensor(context_lens, dtype=torch.int32, device=device)
     is_kv_settled = torch.ones(1, dtype=torch.int32, device=device)
     plan = plan_decode(
-        lens, None, is_kv_settled, num_heads=4, num_kv_heads=2, head_dim=16, tiling=tiling, window=window
+        lens,
+        None,
+        is_kv_settled,
+        num_heads=2 * num_rows,
+        num_kv_heads=num_rows,
+        head_dim=16,
+        tiling=tiling,
+        window=window,
     )
-    tiles = []  # of all rows one after the other
-    for sequence, length in enumerate(context_lens):
-        first = max(length - (window or length), 0) // 16 * 16  # tiles wholly before the window are nobody's
-        starts = range(first, max(length, first + 1), 16)
-        tiles += [(sequence, row, start) for row in range(plan.num_rows) for start in starts]
-    chunk = max(-(-len(tiles) // plan.num_programs), min_chunk)
-    chunks = [tiles[first : first + chunk] for first in range(0, plan.num_programs * chunk, chunk)]
+    assert plan.num_rows == num_rows
+    assert num_rows % plan.num_abreast == plan.num_programs % plan.num_abreast == 0
+    chunks = [None] * plan.num_programs
+    for abreast in range(plan.num_abreast):
+        tiles = []  # of every so many-th row, one after the other
+        for sequence, length in enumerate(context_lens):
+            first = max(length - (window or length), 0) // 16 * 16  # tiles wholly before the window are nobody's
+            starts = range(first, max(length, first + 1), 16)
+            rows = range(abreast, num_rows, plan.num_abreast)
+            tiles += [(sequence, row, start) for row in rows for start in starts]
+        programs = range(abreast, plan.num_programs, plan.num_abreast)
+        chunk = max(-(-len(tiles) // len(programs)), min_chunk)
+        for place, program in enumerate(programs):
+            chunks[program] = tiles[place * chunk : (place + 1) * chunk]
     pieces = [{tile[:2] for tile in own} for own in chunks]
     for program, record in enumerate(plan.schedule.tolist()):
         *start, context_len, num_tiles, first_program, head_pieces, tail_pieces, are_tiles_settled = record

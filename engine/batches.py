@@ -168,8 +168,12 @@ class Batches:
 
     def layout_of(self, step: StepRows) -> Layout:
         """The smallest layout for a step."""
-        num_entries = 1 if self._is_contiguous else -(-int((step.starts + step.lengths).max()) // self._block_size)
+        num_entries = self._num_entries(int((step.starts + step.lengths).max()))
         return Layout(step.num_tokens, step.num_decodes, step.num_prefills, num_entries, step.runs is not None)
+
+    def layout_of_prompt(self, length: int) -> Layout:
+        """That of a step with nothing else in it."""
+        return Layout(length, 0, 1, self._num_entries(length), has_shared=False)
 
     def stage(self, step: StepRows, layout: Layout) -> None:
         """Upload a step, padded to ``layout`` by tokens and sequences that read and write nothing."""
@@ -238,6 +242,9 @@ class Batches:
     def read_back(self, num_samples: int) -> Readback:
         """What a step has chosen, on its way to the host: call it once for each step, behind the choice."""
         return self._chosen_places.read(num_samples)
+
+    def _num_entries(self, context_len: int) -> int:
+        return 1 if self._is_contiguous else -(-context_len // self._block_size)
 
     def _slots(self, rows: Numbers, positions: Numbers) -> Numbers:
         if self._is_contiguous:

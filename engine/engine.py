@@ -81,6 +81,10 @@ class StepRunner(Protocol):
         """Nanoseconds to copy so many blocks to host memory and back; only where the configuration swaps."""
         ...
 
+    def compile_ahead(self, prompt_lengths: Sequence[int]) -> None:
+        """Compile what steps will need, and a prompt of each length alone; called once, before the first step."""
+        ...
+
     def warm_up(self) -> None:
         """Prepare what the first steps did not: called once they have run, before any request counts."""
         ...
@@ -337,9 +341,12 @@ class Engine:
         assert not self.has_unfinished, "warm up before the first request"
         config = self.config
         longest = min(config.max_length, config.max_batch_tokens, config.num_slots) - 2
-        for prompt_length in (1, 2, 4, 8, 16, 32, 64, longest // 2, longest):
-            self._warm_up_with(1, prompt_length, longest)
-        self._warm_up_with(config.max_running, 1, longest)
+        prompt_lengths = [length for length in (1, 2, 4, 8, 16, 32, 64, longest // 2, longest) if 0 < length <= longest]
+        self.runner.compile_ahead(prompt_lengths)
+        for prompt_length in prompt_lengths:
+            self._warm_up_with(1, prompt_length)
+        if prompt_lengths:
+            self._warm_up_with(config.max_running, 1)
         self.runner.warm_up()
         if config.num_host_blocks and config.preemption == "auto":
             self.preemption_costs = self._measure_preemption(longest)
@@ -351,10 +358,10 @@ class Engine:
         self.memory.reset()
         self._counters = self.memory.counters()
 
-    def _warm_up_with(self, num_requests: int, prompt_length: int, longest: int) -> None:
+    def _warm_up_with(self, num_requests: int, prompt_length: int) -> None:
         prompt = [index % self.config.model.vocab_size for index in range(prompt_length)]
         requests = [Request(-1 - index, prompt, _WARM_UP) for index in range(num_requests)]
-        if 0 < prompt_length <= longest and self.memory.can_ever_hold(requests[0]):
+        if self.memory.can_ever_hold(requests[0]):
             for request in requests:
                 self.add_request(request)
         while self.has_unfinished:

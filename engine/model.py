@@ -82,7 +82,14 @@ class Model(nn.Module):
         self._most_few_rows = 0 if is_batch_invariant else most_few_rows(config, self.embedding)
         self._most_fused_rows = min(self._most_few_rows, most_fused_rows(config))
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: Attention, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        rows: Tensor | None = None,
+        num_layers: int | None = None,
+    ) -> Tensor:
         """Compute the hidden states of a flattened batch of tokens, after the final norm.
 
         Of the last layer, all behind attention is computed for the tokens alone whose hidden states are wanted: others
@@ -93,6 +100,7 @@ class Model(nn.Module):
             positions: (T,) int64, each token's place in its own sequence, below max_position_embeddings.
             attention: called once for each layer, in order.
             rows: (N,) int64, the tokens whose hidden states are wanted; None for all.
+            num_layers: leave out those behind so many, for the sake of what is launched; None: leave out none.
 
         Returns:
             (N, hidden_size) in the model's dtype.
@@ -101,7 +109,7 @@ class Model(nn.Module):
         eps = self.config.rms_norm_eps
         products = self.products(len(token_ids))
         are_fused = 0 < len(token_ids) <= self._most_fused_rows
-        layers = cast("list[Layer]", list(self.layers))
+        layers = cast("list[Layer]", list(self.layers)[:num_layers])
         # A layer's last addition is fused with the norm that follows it: the next layer's first.
         following = [(layer.attention_norm, layer.qkv) for layer in layers[1:]] + [(self.final_norm, None)]
         rotation = Rotation(self.cos_sin, positions)

@@ -53,6 +53,7 @@ def _bytes_beside_pool(config: EngineConfig, model: Model) -> int:
     )
     runner = Runner(small, model)
     engine = Engine(small, runner)
+    runner.compile_ahead([prompt_length])
     runner.warm_up()
     for request in _largest_step(small, prompt_length):
         engine.add_request(request)

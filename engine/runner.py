@@ -2,6 +2,7 @@
 
 import time
 from bisect import bisect_left
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from pbench.engine.sampling import Choices, TokenChooser, beam_candidates, token
 from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
 from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
+from pbench.kernels.compile_ahead import can_compile_ahead, compiling_ahead
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
 
@@ -136,6 +138,19 @@ class Runner:
         return min(durations)
 
     @torch.inference_mode()
+    def compile_ahead(self, prompt_lengths: Sequence[int]) -> None:
+        """See ``pbench.engine.engine.StepRunner``: the kernels of all steps that are captured and of these prompts."""
+        if self.device.type != "cuda" or not can_compile_ahead():
+            return
+        prompts = [self._batches.layout_of_prompt(length) for length in prompt_lengths if length > 1]  # 1 is a decode
+        num_layers = num_unlike_layers(self._windows)
+        with compiling_ahead():
+            self._chooser.warm_up(self.model.dtype)
+            for layout in self._layouts_to_capture() + prompts:
+                self._batches.stage_nothing(layout)
+                self._run_staged(layout, num_layers)
+
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Capture CUDA graphs: of decode steps for a set of batch sizes, of small mixed steps for a set of tokens."""
         if self.device.type != "cuda":
@@ -185,9 +200,9 @@ class Runner:
             layout = Layout(size, min(size, max_running), num_prefills, layout.width, self._batches.can_share)
         return layout if step.num_prefills <= layout.num_prefills else None
 
-    def _run_staged(self, layout: Layout) -> Tensor:
+    def _run_staged(self, layout: Layout, num_layers: int | None = None) -> Tensor:
         """Run the step that is staged: to hidden states, to logits of decodes, or to the tokens of greedy ones."""
-        hidden = self._forward(layout)
+        hidden = self._forward(layout, num_layers=num_layers)
         if layout.num_prefills:
             return hidden
         if not layout.is_greedy:
@@ -218,15 +233,26 @@ class Runner:
             return None
         return to_device(rows, torch.int64, self.device)
 
-    def _forward(self, layout: Layout, rows: list[int] | None = None) -> Tensor:
+    def _forward(self, layout: Layout, rows: list[int] | None = None, num_layers: int | None = None) -> Tensor:
         """Run the step that is staged to the hidden states of all its tokens, or of those at ``rows``."""
         batch = self._batches.batch(layout)
         kind = InvariantAttention if self.config.is_batch_invariant else BatchAttention
         attention = kind(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
         wanted = None if rows is None else self._index(rows, layout.num_tokens)
-        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, wanted)
+        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, wanted, num_layers)
         return hidden
+
+
+def num_unlike_layers(windows: Sequence[int | None]) -> int:
+    """So many of the first layers launch all variants of kernels that all layers do.
+
+    The first, the last and those between differ, and of those with the same window the first plans for all of them.
+    """
+    for num_layers in range(3, len(windows)):
+        if all(windows[:num_layers].count(window) > 1 for window in set(windows)):
+            return num_layers
+    return len(windows)
 
 
 def _last_rows(sequences: list[PlannedSequence]) -> list[int]:

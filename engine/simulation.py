@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -129,6 +130,9 @@ class SimulatedRunner:
     def time_swap(self, num_blocks: int) -> int:
         """Two transfers over a PCIe 5.0 x16 bus, at 50 of its 63 GB/s."""
         return round(2 * num_blocks * self._block_bytes / HOST_BANDWIDTH_BYTES_PER_S * 1e9)
+
+    def compile_ahead(self, prompt_lengths: Sequence[int]) -> None:
+        """There is nothing to compile."""
 
     def warm_up(self) -> None:
         """There is nothing to prepare."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
+from pbench.kernels.compile_ahead import is_compiling_ahead
 from pbench.kernels.compiler import is_interpreted, is_known_triton
 
 # Block tables grow, so keys come and go in a long run. Beyond so many all are forgotten.
@@ -74,13 +75,13 @@ class Launcher:
         if low_bits & 15:  # Triton compiles apart what is not aligned
             key = (key, *[address & 15 for address in addresses])
         relaunch = self._known.get(key)
-        if relaunch is not None:
+        if relaunch is not None and not is_compiling_ahead():
             relaunch(addresses if scratch is None else addresses + scratch.addresses, values)
             return
         grid, integers, options = first()
         arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values)
         compiled = self._kernel[grid](*arguments, **options)
-        if is_interpreted():
+        if is_interpreted() or is_compiling_ahead():
             return
         constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
         self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)

@@ -26,7 +26,7 @@ from pbench.engine.loading import load_engine
 from pbench.engine.model_config import PRESETS, load_model_config
 from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
-from pbench.engine.runner import Runner
+from pbench.engine.runner import Runner, num_unlike_layers
 from pbench.engine.shared_runs import Numbers, RunFinder, RunTiles
 from pbench.engine.step_graphs import decode_sizes
 
@@ -320,6 +320,40 @@ def test_logits_are_multiplied_only_for_numbers_of_rows_that_some_graph_has(
     for noted in numbers.values():
         assert noted
         assert noted <= {0, *decode_sizes(24)}
+
+
+@pytest.mark.parametrize(
+    ("windows", "num_layers"),
+    [
+        ([None] * 28, 3),
+        ([5, None] * 13, 4),
+        ([5] * 5 + [None] + [5] * 5 + [None], 12),
+        ([5, None, None, None], 4),
+        ([None] * 2, 2),
+        ([None], 1),
+    ],
+)
+def test_as_many_layers_as_launch_all_variants(windows: list[int | None], num_layers: int) -> None:
+    assert num_unlike_layers(windows) == num_layers
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("changes", [{}, {"is_batch_invariant": True}, {"kv_dtype": "fp8"}], ids=str)
+def test_what_is_compiled_ahead_is_all_that_captured_steps_launch(
+    changes: dict[str, object], window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    model = dataclasses.replace(PRESETS["qwen3-0.6b"], num_layers=5, vocab_size=4096)
+    if window:
+        model = dataclasses.replace(model, sliding_window=window, full_layers=(1, 3, 4))
+    engine = make_engine(None, model=model, device="cuda", dtype="bfloat16", max_running=48, **changes)
+    engine.runner.compile_ahead([120])
+    compiled: list[str] = []
+    monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: compiled.append(src.name))
+    engine.runner.warm_up()
+    assert not compiled
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

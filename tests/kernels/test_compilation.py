@@ -154,7 +154,7 @@ def compile_all():
     for dim, dtype, is_contiguous in layouts:
         tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
         constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
-        rows = {"NUM_ROWS": 8, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
+        rows = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
         rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8, "READS_AHEAD": not is_contiguous}
         for has_shared in {False, not is_contiguous}:
             decode = constants | rows | {"HAS_SHARED": has_shared}
@@ -202,7 +202,7 @@ def compile_all():
         options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         compile_kernel(matmul._matmul_kernel, product, dtype, **options)
     print("matmul")
-    plan = {"NUM_ROWS": 8, "NUM_FIELDS": 9, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
+    plan = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
         variant = {"HAS_SHARED": has_shared, "WINDOW": window, "MAY_BE_SETTLED": has_shared, "TILES_AHEAD": 2}
         compile_kernel(decode_plan._decode_plan_kernel, plan | variant)

@@ -160,10 +160,11 @@ def attend_with_a_race():
         spec = importlib.util.spec_from_file_location("planted", planted)
         sys.modules["planted"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        query, kv = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((100, 4, 128), (10, 2, 1, 16, 128)))
-        table, starts, lens = (
-            torch.tensor(numbers, dtype=torch.int32, device="cuda") for numbers in ([list(range(10))], [0, 100], [150])
-        )
+        # Many tiles, for warps that are far apart when they get to one do not meet there.
+        query, kv = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((4000, 16, 128), (400, 2, 4, 16, 128)))
+        table = torch.arange(400, dtype=torch.int32, device="cuda").view(40, 10)
+        starts = torch.arange(0, 4001, 100, dtype=torch.int32, device="cuda")
+        lens = torch.full((40,), 150, dtype=torch.int32, device="cuda")
         module.hopper_prefill_attention(query, kv, table, starts, lens, torch.empty_like(query), scale=0.1)
         torch.cuda.synchronize()
 

@@ -8,7 +8,8 @@ last of them merges all.
 
 As many rows as divide both a sequence's and the programs go *abreast*: each has programs of its own, which walk through
 the tokens side by side. For a block holds what it has of all heads in one stretch, and memory that is read in one
-stretch is read faster. So the line is of one row of each such set, and a chunk of it is for as many programs.
+stretch is read faster. So the line is of one row of each such set, and a chunk of it is for a *team* of as many
+programs.
 
 Everything is computed on the device, from the lengths, once for a step: all layers with the same window attend to the
 same lengths. The launches depend on shapes alone, so one CUDA graph serves all lengths.

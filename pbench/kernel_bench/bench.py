@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from pbench.engine.model_config import ModelConfig
 from pbench.kernel_bench.cases import (
     OURS,
     OURS_FLAT,
@@ -26,12 +27,13 @@ from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.mixed import mixed_ways
-from pbench.kernel_bench.pairs import Pair, most_likely_pair, next_token_pair, product_pair
+from pbench.kernel_bench.pairs import Pair, most_likely_pair, next_token_pair, product_pair, projection_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, ROUNDING, Peer, result_error
 from pbench.kernel_bench.peers import peers
 from pbench.kernel_bench.shapes import (
     CPU_SIZE,
     GPU_SIZE,
+    PROJECTED,
     AttentionShape,
     BenchSize,
     ProductShape,
@@ -107,10 +109,14 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
     if "products" in plan.kernels:
         for product in product_shapes(size):
             yield from _kept(product.kernel, product.name, partial(_measure_product, product, plan, buffers))
+        for model in size.projected_models:
+            for num_rows in size.num_product_rows:
+                measure = partial(_measure_projection, model, num_rows, plan, buffers)
+                yield from _kept(PROJECTED, f"{model.name}, {num_rows} rows", measure)
     if "most likely" in plan.kernels:
         for num_rows in size.num_most_likely:
-            for measure in (_measure_most_likely, _measure_next_tokens):
-                yield from _kept("most likely", f"{num_rows} rows", partial(measure, num_rows, plan, buffers))
+            for pair in (_measure_most_likely, _measure_next_tokens):
+                yield from _kept("most likely", f"{num_rows} rows", partial(pair, num_rows, plan, buffers))
 
 
 def _kept(kernel: str, shape: str, measure: Callable[[], Iterator[Measurement]]) -> Iterator[Measurement]:
@@ -144,6 +150,10 @@ def _measure_built(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:
 
 def _measure_product(shape: ProductShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
     yield from measure_pair(product_pair(shape, buffers), plan)
+
+
+def _measure_projection(model: ModelConfig, num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
+    yield from measure_pair(projection_pair(model, num_rows, plan.block_size, buffers), plan)
 
 
 def _measure_most_likely(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:

@@ -160,7 +160,7 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
         gate_up = buffers.random(num_tokens, 2 * wide)
         return partial(silu_and_mul, gate_up)
 
-    rotation = _rotation(heads, num_tokens, buffers)
+    rotation = random_rotation(heads.head_dim, num_tokens, buffers)
     normed = rotation._replace(norms=HeadNorms(buffers.random(heads.head_dim), buffers.random(heads.head_dim), EPS))
     rotate = partial(_rotate, heads=heads, block_size=block_size, buffers=buffers)
 
@@ -191,7 +191,7 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
         return Case(shape.kernel, shape.name, OURS, (call,), 0, 0)
 
     def rotate(name: str) -> Case:
-        rotation = _rotation(size.heads, batch, buffers)
+        rotation = random_rotation(size.heads.head_dim, batch, buffers)
         call = _rotate(rotation, heads=size.heads, block_size=block_size, buffers=buffers)
         return Case("host", name, OURS, (call,), 0, 0)
 
@@ -205,8 +205,9 @@ def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
     yield Builder("host", extent.name, partial(attend, extent, is_contiguous=True))
 
 
-def _rotation(heads: Heads, num_tokens: int, buffers: Buffers) -> Rotation:
-    angles = torch.rand(num_tokens, heads.head_dim // 2, device=buffers.device)
+def random_rotation(head_dim: int, num_tokens: int, buffers: Buffers) -> Rotation:
+    """Of tokens at positions one after the other."""
+    angles = torch.rand(num_tokens, head_dim // 2, device=buffers.device)
     return Rotation(torch.stack((angles.cos(), angles.sin()), dim=1), torch.arange(num_tokens, device=buffers.device))
 
 

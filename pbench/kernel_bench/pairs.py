@@ -1,4 +1,4 @@
-"""Kernels of decode steps, each beside torch's own way to the same result on the same buffers."""
+"""Kernels of decode steps, each beside torch's own way to the same result on buffers that hold the same."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pbench.engine.model_config import ModelConfig
 from pbench.engine.products import FewRowsProducts, Products, WholeProducts
-from pbench.kernel_bench.cases import EPS, OURS, Case
+from pbench.kernel_bench.cases import EPS, OURS, Case, random_rotation
 from pbench.kernel_bench.inputs import Buffers
-from pbench.kernel_bench.shapes import ADDED, GATED, PRODUCT, ProductShape
+from pbench.kernel_bench.shapes import ADDED, GATED, PRODUCT, PROJECTED, ProductShape
 from pbench.kernels.few_rows_matmul import few_rows_matmul_reference
 from pbench.kernels.gated_matmul import gated_matmul_reference
 from pbench.kernels.launch import can_launch_early, runs_on_triton
 from pbench.kernels.most_likely import most_likely, most_likely_next, most_likely_reference
+from pbench.kernels.project_write_kv import project_write_kv, project_write_kv_reference
 from pbench.kernels.rms_norm import add_rms_norm_reference
+from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv
 
 LINEAR = "torch linear"  # and behind it our own activation or norm, as engines have it for many rows
 ARGMAX = "torch argmax"
@@ -68,9 +71,55 @@ def product_pair(shape: ProductShape, buffers: Buffers) -> Pair:
         calls = tuple(partial(run, products, *own) for own in inputs)
         return Case(shape.kernel, shape.name, implementation, calls, num_bytes, shape.flops, error, unfit)
 
-    x = inputs[0][0]
-    ours = case(OURS, FewRowsProducts(), NOT_HOPPER if runs_on_triton(x) and not can_launch_early(x) else None)
+    ours = case(OURS, FewRowsProducts(), _unfit(inputs[0][0]))
     return Pair(ours, case(LINEAR, WholeProducts(functional.linear)))
+
+
+def projection_pair(model: ModelConfig, num_rows: int, block_size: int, buffers: Buffers) -> Pair:
+    """Rotated queries, and keys and values in the pool, as engines compute them of few rows in one launch, beside two.
+
+    Each call has its weight; the error is that of queries, keys and values together.
+    """
+    num_heads, num_kv_heads, head_dim, depth = model.num_heads, model.num_kv_heads, model.head_dim, model.hidden_size
+    num_columns = model.query_size + 2 * model.kv_size
+    num_bytes = (num_columns * depth + num_rows * (depth + num_columns)) * buffers.dtype.itemsize
+    rotation = random_rotation(head_dim, num_rows, buffers)
+    if model.has_qk_norm:
+        rotation = rotation._replace(norms=HeadNorms(buffers.random(head_dim), buffers.random(head_dim), EPS))
+    num_blocks = -(-num_rows // block_size)
+    kv = buffers.random(num_blocks, 2, num_kv_heads, block_size, head_dim)
+    slots = torch.randperm(num_blocks * block_size)[:num_rows].to(buffers.device)
+    inputs = [
+        (buffers.random(num_rows, depth), buffers.random(num_columns, depth).mul_(depth**-0.5))
+        for _ in range(buffers.num_rotations(num_bytes))
+    ]
+
+    def theirs(x: Tensor, weight: Tensor, bias: None, rotation: Rotation, kv: Tensor, slots: Tensor) -> Tensor:
+        heads = functional.linear(x, weight, bias).view(num_rows, -1, head_dim)
+        query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
+        rotary_write_kv(query, key, value, rotation, kv, slots)
+        return query
+
+    def results(project: Callable[..., Tensor], dtype: torch.dtype) -> Tensor:
+        x, weight = (tensor.to(dtype) for tensor in inputs[0])
+        norms = rotation.norms
+        if norms is not None:
+            norms = HeadNorms(norms.query_weight.to(dtype), norms.key_weight.to(dtype), norms.eps)
+        pool = kv.to(dtype, copy=True)
+        query = project(x, weight, None, rotation._replace(norms=norms), pool, slots)
+        written = pool.permute(0, 3, 1, 2, 4).reshape(-1, 2 * num_kv_heads, head_dim)[slots]
+        return torch.cat((query, written), dim=1).double()
+
+    def case(implementation: str, project: Callable[..., Tensor], unfit: str | None = None) -> Case:
+        def error() -> float:
+            expected = results(project_write_kv_reference, torch.float64)
+            return float((results(project, buffers.dtype) - expected).norm() / expected.norm())
+
+        calls = tuple(partial(project, *own, None, rotation, kv, slots) for own in inputs)
+        flops = 2 * num_rows * num_columns * depth
+        return Case(PROJECTED, f"{model.name}, {num_rows} rows", implementation, calls, num_bytes, flops, error, unfit)
+
+    return Pair(case(OURS, project_write_kv, _unfit(kv)), case(LINEAR, theirs))
 
 
 def most_likely_pair(vocab_size: int, num_rows: int, buffers: Buffers) -> Pair:
@@ -121,6 +170,10 @@ def next_token_pair(vocab_size: int, hidden_size: int, num_rows: int, buffers: B
         torch.argmax(functional.linear(hidden, head), dim=-1, out=out)
 
     return Pair(case(OURS, most_likely_next), case(LINEAR_ARGMAX, theirs))
+
+
+def _unfit(tensor: Tensor) -> str | None:
+    return NOT_HOPPER if runs_on_triton(tensor) and not can_launch_early(tensor) else None
 
 
 def _product_inputs(shape: ProductShape, buffers: Buffers) -> tuple[Tensor, ...]:

@@ -14,6 +14,7 @@ from pbench.engine.model_config import PRESETS, ModelConfig
 PRODUCT = "few-row product"
 GATED = "few-row gated product"
 ADDED = "few-row product + add + rms norm"
+PROJECTED = "few-row product + rotary + write kv"
 RAGGED_SIGMA = 0.9
 RAGGED_LONGEST = 32768
 
@@ -116,6 +117,7 @@ class BenchSize:
     vocab_size: int
     num_choices: tuple[int, ...]  # batches of token choices
     models: tuple[ModelConfig, ...]  # whose products are timed; the vocabulary of "most likely" is the first one's
+    projected_models: tuple[ModelConfig, ...]  # that engines project and write K and V of in one launch
     num_product_rows: tuple[int, ...]
     num_most_likely: tuple[int, ...]  # rows of which the most likely token is chosen
 
@@ -131,6 +133,7 @@ GPU_SIZE = BenchSize(
     vocab_size=128256,
     num_choices=(1, 32, 256),
     models=(PRESETS["qwen3-0.6b"], PRESETS["llama-8b"]),
+    projected_models=(PRESETS["qwen3-0.6b"], PRESETS["llama-1b"]),
     num_product_rows=(8, 64, 176),
     num_most_likely=(8, 64, 176, 256),
 )
@@ -145,6 +148,7 @@ CPU_SIZE = BenchSize(
     vocab_size=1000,
     num_choices=(4,),
     models=(PRESETS["tiny"],),
+    projected_models=(PRESETS["tiny"],),
     num_product_rows=(8,),
     num_most_likely=(8,),
 )

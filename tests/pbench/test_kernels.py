@@ -11,6 +11,7 @@ import torch
 
 from pbench.__main__ import main
 from pbench.engine import products as engine_products
+from pbench.engine.model_config import PRESETS
 from pbench.kernel_bench import bench as kernel_bench
 from pbench.kernel_bench import pairs
 from pbench.kernel_bench import record as record_module
@@ -28,7 +29,7 @@ from pbench.kernel_bench.comparison import AGAIN, comparisons
 from pbench.kernel_bench.inputs import Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.mixed import ONE_LAUNCH, TWO_STREAMS, mixed_ways
-from pbench.kernel_bench.pairs import ARGMAX, LINEAR, NOT_HOPPER, most_likely_pair, product_pair
+from pbench.kernel_bench.pairs import ARGMAX, LINEAR, NOT_HOPPER, most_likely_pair, product_pair, projection_pair
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, Peer
 from pbench.kernel_bench.record import KernelRecord
 from pbench.kernel_bench.shapes import (
@@ -37,6 +38,7 @@ from pbench.kernel_bench.shapes import (
     GATED,
     GPU_SIZE,
     PRODUCT,
+    PROJECTED,
     RAGGED_LONGEST,
     AttentionShape,
     Heads,
@@ -68,7 +70,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
-        "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, "most likely",
+        "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, PROJECTED, "most likely",
         "most likely next", "host",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
@@ -79,7 +81,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
             assert one["share_of_ceiling"] is None
         else:
             assert one["share_of_ceiling"] > 0
-        if one["kernel"] in (*ATTENTION_KERNELS, PRODUCT, GATED, ADDED):
+        if one["kernel"] in (*ATTENTION_KERNELS, PRODUCT, GATED, ADDED, PROJECTED):
             assert 0 < one["error"] < 1e-5
         if one["kernel"] in ("copy blocks", "most likely", "most likely next") or one["kernel"].startswith("choose, "):
             assert one["error"] == 0
@@ -334,6 +336,20 @@ def test_a_wrong_product_and_a_wrong_token_are_seen(monkeypatch: pytest.MonkeyPa
     error = product_pair(next(product_shapes(CPU_SIZE)), BUFFERS).ours.error
     assert error
     assert error() > 1e-3
+    project = pairs.project_write_kv
+
+    def blur_a_head(*arguments: Any) -> torch.Tensor:
+        query = project(*arguments)
+        arguments[4][:, 1, 0] *= 1.01
+        return query
+
+    error = projection_pair(PRESETS["tiny"], 3, 16, BUFFERS).ours.error
+    assert error
+    assert error() < 1e-6
+    monkeypatch.setattr(pairs, "project_write_kv", blur_a_head)
+    error = projection_pair(PRESETS["tiny"], 3, 16, BUFFERS).ours.error
+    assert error
+    assert error() > 1e-3
     monkeypatch.setattr(
         pairs, "most_likely", lambda logits, out: out.copy_(logits.argmax(-1)).add_(torch.arange(4) == 2)
     )
@@ -380,7 +396,9 @@ def test_products_and_choices_are_right_beside_torchs() -> None:
     assert {one.failure for one in measurements} <= {None, NOT_HOPPER}
     assert {ARGMAX, AGAIN} <= {one.implementation for one in measurements}
     if torch.cuda.get_device_capability() >= (9, 0):
-        assert len(measurements) == 3 * (len(list(product_shapes(GPU_SIZE))) + 2 * len(GPU_SIZE.num_most_likely))
+        num_projections = len(GPU_SIZE.projected_models) * len(GPU_SIZE.num_product_rows)
+        num_pairs = len(list(product_shapes(GPU_SIZE))) + num_projections + 2 * len(GPU_SIZE.num_most_likely)
+        assert len(measurements) == 3 * num_pairs
 
 
 def test_a_share_is_of_the_longer_bound() -> None:

@@ -9,7 +9,7 @@ from pbench.commands.kernels_tune import tune
 from pbench.errors import RunFailedError, UsageError
 
 _ATTENTION = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
-_KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host")
+_KERNELS = (*_ATTENTION, "copy blocks", "rows", "step", "invariant", "products", "most likely", "host")
 
 
 @click.group(invoke_without_command=True)
@@ -19,7 +19,8 @@ _KERNELS = (*_ATTENTION, "copy blocks", "rows", "products", "most likely", "host
     type=click.Choice(_KERNELS),
     multiple=True,
     help="Time this one only; repeatable. Mixed is a step's decodes and prompts, in two launches and otherwise; rows"
-    " are the kernels that treat every token apart; products those of a decode step's few rows with the weights of a"
+    " are the kernels that treat every token apart; step those that a step launches once; invariant those of"
+    " --batch-invariant; products those of a decode step's few rows with the weights of a"
     " layer; most likely is the choice of greedy requests; host is the time that the host takes for a call."
     "  [default: all]",
 )

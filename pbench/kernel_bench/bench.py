@@ -20,7 +20,9 @@ from pbench.kernel_bench.cases import (
     choice_cases,
     copy_case,
     host_cases,
+    invariant_cases,
     row_cases,
+    step_cases,
 )
 from pbench.kernel_bench.ceilings import Ceilings
 from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_ratios
@@ -38,6 +40,7 @@ from pbench.kernel_bench.shapes import (
     BenchSize,
     ProductShape,
     attention_shapes,
+    invariant_shapes,
     product_shapes,
     taxed_shapes,
 )
@@ -45,7 +48,7 @@ from pbench.kernel_bench.timing import time_calls, time_host
 from pbench.kernels.launch import FP8, FP8_CAPABILITY
 
 ATTENTION_KERNELS = ("decode", "ragged", "prefill", "mixed", "shared", "window", "soft cap")
-OTHER_KERNELS = ("copy blocks", "rows", "products", "most likely", "host")
+OTHER_KERNELS = ("copy blocks", "rows", "step", "invariant", "products", "most likely", "host")
 TAXED_BLOCK_SIZES = (16, 32, 64, 128, 256)
 CONTIGUOUS = "contiguous"
 
@@ -106,9 +109,10 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
             yield from _kept(shape.kernel, shape.name, partial(_measure_attention, shape, plan, buffers))
     for builder in _builders(plan, buffers):
         yield from _kept(builder.kernel, builder.shape, partial(_measure_built, builder, plan))
-    if "products" in plan.kernels:
-        for product in product_shapes(size):
+    for group, products in (("products", product_shapes), ("invariant", invariant_shapes)):
+        for product in products(size) if group in plan.kernels else ():
             yield from _kept(product.kernel, product.name, partial(_measure_product, product, plan, buffers))
+    if "products" in plan.kernels:
         for model in size.projected_models:
             for num_rows in size.num_product_rows:
                 measure = partial(_measure_projection, model, num_rows, plan, buffers)
@@ -142,6 +146,10 @@ def _builders(plan: KernelPlan, buffers: Buffers) -> Iterator[Builder]:
             yield from row_cases(size, plan.block_size, num_tokens, buffers)
         for num_rows in size.num_choices:
             yield from choice_cases(size.vocab_size, num_rows, buffers)
+    if "step" in plan.kernels:
+        yield from step_cases(size, plan.block_size, buffers)
+    if "invariant" in plan.kernels:
+        yield from invariant_cases(size, plan.block_size, buffers)
 
 
 def _measure_built(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:

@@ -16,14 +16,17 @@ from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_input
 from pbench.kernel_bench.shapes import AttentionShape, BenchSize, Heads
 from pbench.kernels.choose_tokens import choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
+from pbench.kernels.copy_numbers import copy_numbers, copy_numbers_triton
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
 from pbench.kernels.decode_plan import DecodePlan
-from pbench.kernels.launch import FP8
+from pbench.kernels.invariant_attention import invariant_attention
+from pbench.kernels.launch import FP8, runs_on_triton
 from pbench.kernels.prefill_attention import prefill_attention, prefill_attention_reference
 from pbench.kernels.rms_norm import add_rms_norm, rms_norm
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv
 from pbench.kernels.shared_attention import SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul
+from pbench.kernels.update_tables import update_tables
 
 OURS = "pbench"
 OURS_FLAT = "pbench, flat"  # reads a shared run again for every sequence
@@ -173,6 +176,69 @@ def row_cases(size: BenchSize, block_size: int, num_tokens: int, buffers: Buffer
         ("norms + rotary + write kv", rotated_numel, partial(rotate, normed)),
     ):
         yield Builder(kernel, name, partial(case, kernel, numel, make))
+
+
+def step_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:
+    """What a step of decodes launches once, before its layers: the host's numbers, its tables, and on a GPU a plan."""
+    heads, device = size.heads, buffers.device
+    batch, length = min(256, size.max_batch), 1024 // size.length_divisor
+    width, name = -(-length // block_size), f"{batch} x {length}"
+    context_lens = torch.full((batch,), length, dtype=torch.int32, device=device)
+
+    def upload() -> Case:
+        numbers = torch.zeros(size.num_uploaded, dtype=torch.int64, device=device)
+        host = torch.zeros(size.num_uploaded, dtype=torch.int64, pin_memory=device.type == "cuda")
+        # Without the checks, which ask the driver about memory: not while a graph is captured.
+        copy = copy_numbers_triton if runs_on_triton(numbers) else copy_numbers
+        return Case("copy numbers", f"{size.num_uploaded} up", OURS, (partial(copy, numbers, host),), numbers.nbytes, 0)
+
+    def update() -> Case:
+        """One new entry in every sixteenth table."""
+        tables = torch.zeros(batch, width, dtype=torch.int32, device=device)
+        out = torch.zeros_like(tables)
+        sequences = torch.arange(batch, dtype=torch.int32, device=device)
+        starts = torch.full_like(sequences, width - 1)
+        ends = sequences // 16 + 1
+        entries = torch.ones(batch, dtype=torch.int32, device=device)
+        call = partial(update_tables, tables, sequences, context_lens, starts, ends, entries, block_size, out)
+        return Case("update tables", name, OURS, (call,), 2 * out.nbytes, 0)
+
+    def plan() -> Case:
+        query = buffers.random(batch, heads.num_heads, heads.head_dim)
+        kv = buffers.random(1, 2, heads.num_kv_heads, block_size, heads.head_dim)
+        return Case("decode plan", name, OURS, (partial(plan_for, query, kv, context_lens),), context_lens.nbytes, 0)
+
+    yield Builder("copy numbers", f"{size.num_uploaded} up", upload)
+    yield Builder("update tables", name, update)
+    if device.type == "cuda":
+        yield Builder("decode plan", name, plan)
+
+
+def invariant_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:
+    """Attention that has the same bits whatever runs with it."""
+    for full_batch, full_length, is_prefill in ((64, 4096, False), (1, 2048, True)):
+        batch, length = min(full_batch, size.max_batch), full_length // size.length_divisor
+        name = f"{'prefill' if is_prefill else 'decode'} {batch} x {length}"
+        shape = AttentionShape("invariant attention", name, (length,) * batch, is_prefill=is_prefill)
+        yield Builder(shape.kernel, name, partial(_invariant_case, shape, size.heads, block_size, buffers))
+
+
+def _invariant_case(shape: AttentionShape, heads: Heads, block_size: int, buffers: Buffers) -> Case:
+    inputs = attention_inputs(shape, heads, block_size, buffers)
+
+    def attend(index: int) -> Tensor:
+        query, table, lens = inputs.queries[index], inputs.tables[index], inputs.context_lens
+        return invariant_attention(query, inputs.kv, table, inputs.query_start, lens, scale=inputs.scale)
+
+    return Case(
+        shape.kernel,
+        shape.name,
+        OURS,
+        tuple(partial(attend, index) for index in range(len(inputs.tables))),
+        shape.num_bytes(heads, buffers.dtype.itemsize, buffers.dtype.itemsize),
+        shape.flops(heads),
+        lambda: attention_error(inputs, attend(0)),
+    )
 
 
 def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:

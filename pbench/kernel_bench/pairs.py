@@ -12,10 +12,11 @@ from pbench.engine.model_config import ModelConfig
 from pbench.engine.products import FewRowsProducts, Products, WholeProducts
 from pbench.kernel_bench.cases import EPS, OURS, Case, random_rotation
 from pbench.kernel_bench.inputs import Buffers
-from pbench.kernel_bench.shapes import ADDED, GATED, PRODUCT, PROJECTED, ProductShape
+from pbench.kernel_bench.shapes import ADDED, GATED, INVARIANT, PRODUCT, PROJECTED, ProductShape
 from pbench.kernels.few_rows_matmul import few_rows_matmul_reference
 from pbench.kernels.gated_matmul import gated_matmul_reference
 from pbench.kernels.launch import can_launch_early, runs_on_triton
+from pbench.kernels.matmul import matmul
 from pbench.kernels.most_likely import most_likely, most_likely_next, most_likely_reference
 from pbench.kernels.project_write_kv import project_write_kv, project_write_kv_reference
 from pbench.kernels.rms_norm import add_rms_norm_reference
@@ -53,10 +54,10 @@ class _ExactProducts:
 
 
 def product_pair(shape: ProductShape, buffers: Buffers) -> Pair:
-    """A layer's product as engines compute it for few rows, beside how they do for many; each call has its weight.
+    """A layer's product as engines compute it for few rows, or batch-invariant, beside how they do for many.
 
-    Where the result is added to the residual stream, sum and norm are in the time: our kernel leaves them the product
-    in parts.
+    Each call has its weight. Where the result is added to the residual stream, sum and norm are in the time: our kernel
+    leaves them the product in parts.
     """
     num_bytes = shape.num_bytes(buffers.dtype.itemsize)
     inputs = [_product_inputs(shape, buffers) for _ in range(buffers.num_rotations(num_bytes))]
@@ -71,8 +72,10 @@ def product_pair(shape: ProductShape, buffers: Buffers) -> Pair:
         calls = tuple(partial(run, products, *own) for own in inputs)
         return Case(shape.kernel, shape.name, implementation, calls, num_bytes, shape.flops, error, unfit)
 
-    ours = case(OURS, FewRowsProducts(), _unfit(inputs[0][0]))
-    return Pair(ours, case(LINEAR, WholeProducts(functional.linear)))
+    theirs = case(LINEAR, WholeProducts(functional.linear))
+    if shape.kernel == INVARIANT:
+        return Pair(case(OURS, WholeProducts(matmul)), theirs)
+    return Pair(case(OURS, FewRowsProducts(), _unfit(inputs[0][0])), theirs)
 
 
 def projection_pair(model: ModelConfig, num_rows: int, block_size: int, buffers: Buffers) -> Pair:
@@ -201,6 +204,7 @@ def _added(
 
 _PRODUCTS: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     PRODUCT: _product,
+    INVARIANT: _product,
     GATED: _gated,
     ADDED: _added,
 }

@@ -15,6 +15,7 @@ PRODUCT = "few-row product"
 GATED = "few-row gated product"
 ADDED = "few-row product + add + rms norm"
 PROJECTED = "few-row product + rotary + write kv"
+INVARIANT = "invariant product"
 RAGGED_SIGMA = 0.9
 RAGGED_LONGEST = 32768
 
@@ -85,7 +86,7 @@ class AttentionShape:
 class ProductShape:
     """The rows of a decode step times one weight of a layer, and what follows it."""
 
-    kernel: str  # PRODUCT; GATED: silu(gate) * up; ADDED: to the residual stream, whose norm is next
+    kernel: str  # PRODUCT, INVARIANT; GATED: silu(gate) * up; ADDED: to the residual stream, whose norm is next
     name: str
     num_rows: int
     num_columns: int  # of the product: gate and up together
@@ -99,7 +100,7 @@ class ProductShape:
     def num_bytes(self, element_bytes: int) -> int:
         """The least that must move: weight, rows and results; of a sum the residual before and after, and its norm."""
         columns = self.num_columns
-        row_numel = {PRODUCT: columns, GATED: columns // 2, ADDED: 3 * columns}[self.kernel]
+        row_numel = {PRODUCT: columns, INVARIANT: columns, GATED: columns // 2, ADDED: 3 * columns}[self.kernel]
         return (columns * self.depth + self.num_rows * (self.depth + row_numel)) * element_bytes
 
 
@@ -119,6 +120,7 @@ class BenchSize:
     models: tuple[ModelConfig, ...]  # whose products are timed; the vocabulary of "most likely" is the first one's
     projected_models: tuple[ModelConfig, ...]  # that engines project and write K and V of in one launch
     num_product_rows: tuple[int, ...]
+    num_uploaded: int  # numbers that a step takes from the host
     num_most_likely: tuple[int, ...]  # rows of which the most likely token is chosen
 
 
@@ -135,6 +137,7 @@ GPU_SIZE = BenchSize(
     models=(PRESETS["qwen3-0.6b"], PRESETS["llama-8b"]),
     projected_models=(PRESETS["qwen3-0.6b"], PRESETS["llama-1b"]),
     num_product_rows=(8, 64, 176),
+    num_uploaded=1536,
     num_most_likely=(8, 64, 176, 256),
 )
 CPU_SIZE = BenchSize(
@@ -150,6 +153,7 @@ CPU_SIZE = BenchSize(
     models=(PRESETS["tiny"],),
     projected_models=(PRESETS["tiny"],),
     num_product_rows=(8,),
+    num_uploaded=32,
     num_most_likely=(8,),
 )
 
@@ -233,6 +237,13 @@ def product_shapes(size: BenchSize) -> Iterator[ProductShape]:
         for num_rows in size.num_product_rows:
             for kernel, weight, num_columns, depth in layer:
                 yield ProductShape(kernel, f"{config.name} {weight}, {num_rows} rows", num_rows, num_columns, depth)
+
+
+def invariant_shapes(size: BenchSize) -> Iterator[ProductShape]:
+    """The first product of a layer of each model, multiplied with the same bits whatever else is."""
+    for shape in product_shapes(size):
+        if shape.kernel == PRODUCT:
+            yield replace(shape, kernel=INVARIANT)
 
 
 def ragged_lens(batch: int, mean: int, seed: int) -> tuple[int, ...]:

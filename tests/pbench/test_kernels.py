@@ -37,6 +37,7 @@ from pbench.kernel_bench.shapes import (
     CPU_SIZE,
     GATED,
     GPU_SIZE,
+    INVARIANT,
     PRODUCT,
     PROJECTED,
     RAGGED_LONGEST,
@@ -44,6 +45,7 @@ from pbench.kernel_bench.shapes import (
     Heads,
     ProductShape,
     attention_shapes,
+    invariant_shapes,
     product_shapes,
     ragged_lens,
 )
@@ -70,7 +72,8 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     kernels = {one["kernel"] for one in measurements}
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
-        "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, PROJECTED, "most likely",
+        "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, PROJECTED, INVARIANT,
+        "invariant attention", "copy numbers", "update tables", "most likely",
         "most likely next", "host",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
@@ -81,7 +84,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
             assert one["share_of_ceiling"] is None
         else:
             assert one["share_of_ceiling"] > 0
-        if one["kernel"] in (*ATTENTION_KERNELS, PRODUCT, GATED, ADDED, PROJECTED):
+        if one["kernel"] in (*ATTENTION_KERNELS, "invariant attention", PRODUCT, GATED, ADDED, PROJECTED, INVARIANT):
             assert 0 < one["error"] < 1e-5
         if one["kernel"] in ("copy blocks", "most likely", "most likely next") or one["kernel"].startswith("choose, "):
             assert one["error"] == 0
@@ -391,14 +394,15 @@ def test_products_on_another_gpu_than_hopper_are_said_not_to_run(monkeypatch: py
 @pytest.mark.gpu
 @pytest.mark.timeout(300)  # every shape is compiled
 def test_products_and_choices_are_right_beside_torchs() -> None:
-    plan = KernelPlan(torch.device("cuda"), kernels=("products", "most likely"), num_samples=3)
+    plan = KernelPlan(torch.device("cuda"), kernels=("products", "invariant", "step", "most likely"), num_samples=3)
     measurements = list(measure_kernels(plan))
     assert {one.failure for one in measurements} <= {None, NOT_HOPPER}
     assert {ARGMAX, AGAIN} <= {one.implementation for one in measurements}
     if torch.cuda.get_device_capability() >= (9, 0):
         num_projections = len(GPU_SIZE.projected_models) * len(GPU_SIZE.num_product_rows)
-        num_pairs = len(list(product_shapes(GPU_SIZE))) + num_projections + 2 * len(GPU_SIZE.num_most_likely)
-        assert len(measurements) == 3 * num_pairs
+        num_products = len([*product_shapes(GPU_SIZE), *invariant_shapes(GPU_SIZE)])
+        num_pairs = num_products + num_projections + 2 * len(GPU_SIZE.num_most_likely)
+        assert len(measurements) == 3 * num_pairs + 5  # of a step three, of invariant attention two
 
 
 def test_a_share_is_of_the_longer_bound() -> None:

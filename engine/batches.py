@@ -220,6 +220,10 @@ class Batches:
         nobody = np.zeros(0, np.int64)
         self.stage(StepRows(0, nobody, nobody, nobody, nobody, [], [], [], None, is_kv_settled=True), layout)
 
+    def clear(self) -> None:
+        """Zero what is on the device: a first token at the first position, wherever a layout finds them."""
+        self._numbers.zero_()
+
     def batch(self, layout: Layout) -> Batch:
         """What was staged, where it lies on the device, once its tables are put together: queue that here."""
         wide = self._staged[: 4 * layout.num_tokens].view(4, layout.num_tokens)

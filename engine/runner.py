@@ -144,6 +144,7 @@ class Runner:
             return
         prompts = [self._batches.layout_of_prompt(length) for length in prompt_lengths if length > 1]  # 1 is a decode
         num_layers = num_unlike_layers(self._windows)
+        self._batches.clear()  # what is staged within arrives nowhere, and what earlier steps left has another layout
         with compiling_ahead():
             self._chooser.warm_up(self.model.dtype)
             for layout in self._layouts_to_capture() + prompts:

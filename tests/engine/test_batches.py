@@ -134,3 +134,21 @@ def test_what_a_step_uploads_does_not_grow_with_the_context():
     layouts = [Layout(8, 8, 0, batches.width, has_shared=False) for batches in (short, long)]
     assert layouts[0].width < layouts[1].width
     assert layouts[0].num_staged(num_entries=2) == layouts[1].num_staged(num_entries=2) < 100
+
+
+def test_what_was_staged_for_one_layout_can_be_cleared_for_all_others():
+    clock = SimulatedClock()
+    runner = StagingRunner(CONFIG, clock)
+    runner.engine = engine = Engine(CONFIG, runner, clock)
+    for request_id in range(8):
+        engine.add_request(Request(request_id, [90 + request_id] * 12, SamplingParams(max_tokens=5)))
+    while engine.has_unfinished:
+        engine.step()
+    width = runner.batches.width
+    layouts = [Layout(40, 3, 2, width, has_shared=False), Layout(1, 1, 0, 2, has_shared=False)]
+    with pytest.raises((IndexError, RuntimeError)):
+        runner.batches.batch(layouts[0])
+    runner.batches.clear()
+    for layout in layouts:
+        batch = runner.batches.batch(layout)
+        assert not any(tensor.any() for tensor in (batch.token_ids, batch.positions, batch.context_lens))

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pbench.engine.model_config import ModelConfig
 from pbench.kernel_bench.cases import (
     OURS,
     OURS_FLAT,
@@ -20,7 +19,6 @@ from pbench.kernel_bench.cases import (
     choice_cases,
     copy_case,
     host_cases,
-    invariant_cases,
     row_cases,
     step_cases,
 )
@@ -29,7 +27,14 @@ from pbench.kernel_bench.comparison import AGAIN, Comparison, comparisons, peer_
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
 from pbench.kernel_bench.measurement import Measurement
 from pbench.kernel_bench.mixed import mixed_ways
-from pbench.kernel_bench.pairs import Pair, most_likely_pair, next_token_pair, product_pair, projection_pair
+from pbench.kernel_bench.pairs import (
+    Pair,
+    PairBuilder,
+    most_likely_pair,
+    next_token_pair,
+    product_pair,
+    projection_pair,
+)
 from pbench.kernel_bench.peer import MAX_ERROR_RATIO, ROUNDING, Peer, result_error
 from pbench.kernel_bench.peers import peers
 from pbench.kernel_bench.shapes import (
@@ -38,9 +43,9 @@ from pbench.kernel_bench.shapes import (
     PROJECTED,
     AttentionShape,
     BenchSize,
-    ProductShape,
     attention_shapes,
-    invariant_shapes,
+    invariant_attention_shapes,
+    invariant_product_shapes,
     product_shapes,
     taxed_shapes,
 )
@@ -109,18 +114,8 @@ def measure_kernels(plan: KernelPlan) -> Iterator[Measurement]:
             yield from _kept(shape.kernel, shape.name, partial(_measure_attention, shape, plan, buffers))
     for builder in _builders(plan, buffers):
         yield from _kept(builder.kernel, builder.shape, partial(_measure_built, builder, plan))
-    for group, products in (("products", product_shapes), ("invariant", invariant_shapes)):
-        for product in products(size) if group in plan.kernels else ():
-            yield from _kept(product.kernel, product.name, partial(_measure_product, product, plan, buffers))
-    if "products" in plan.kernels:
-        for model in size.projected_models:
-            for num_rows in size.num_product_rows:
-                measure = partial(_measure_projection, model, num_rows, plan, buffers)
-                yield from _kept(PROJECTED, f"{model.name}, {num_rows} rows", measure)
-    if "most likely" in plan.kernels:
-        for num_rows in size.num_most_likely:
-            for pair in (_measure_most_likely, _measure_next_tokens):
-                yield from _kept("most likely", f"{num_rows} rows", partial(pair, num_rows, plan, buffers))
+    for pair in _pair_builders(plan, buffers):
+        yield from _kept(pair.kernel, pair.shape, partial(_measure_built_pair, pair, plan))
 
 
 def _kept(kernel: str, shape: str, measure: Callable[[], Iterator[Measurement]]) -> Iterator[Measurement]:
@@ -149,28 +144,38 @@ def _builders(plan: KernelPlan, buffers: Buffers) -> Iterator[Builder]:
     if "step" in plan.kernels:
         yield from step_cases(size, plan.block_size, buffers)
     if "invariant" in plan.kernels:
-        yield from invariant_cases(size, plan.block_size, buffers)
+        for attention in invariant_attention_shapes(size):
+            yield Builder(attention.kernel, attention.name, partial(_ours_on_new_inputs, attention, plan, buffers))
+
+
+def _pair_builders(plan: KernelPlan, buffers: Buffers) -> Iterator[PairBuilder]:
+    """Of cases that have torch's own way beside them."""
+    size = plan.size
+    if "products" in plan.kernels:
+        for product in product_shapes(size):
+            yield PairBuilder(product.kernel, product.name, partial(product_pair, product, buffers))
+        for model in size.projected_models:
+            for num_rows in size.num_product_rows:
+                build = partial(projection_pair, model, num_rows, plan.block_size, buffers)
+                yield PairBuilder(PROJECTED, f"{model.name}, {num_rows} rows", build)
+    if "invariant" in plan.kernels:
+        for product in invariant_product_shapes(size):
+            yield PairBuilder(product.kernel, product.name, partial(product_pair, product, buffers))
+    if "most likely" in plan.kernels:
+        model = size.models[0]
+        for num_rows in size.num_most_likely:
+            name = f"{num_rows} of {model.vocab_size}"
+            yield PairBuilder("most likely", name, partial(most_likely_pair, model.vocab_size, num_rows, buffers))
+            sizes = (model.vocab_size, model.hidden_size, num_rows)
+            yield PairBuilder("most likely next", name, partial(next_token_pair, *sizes, buffers))
 
 
 def _measure_built(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:
     yield _time(builder.build(), plan)
 
 
-def _measure_product(shape: ProductShape, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
-    yield from measure_pair(product_pair(shape, buffers), plan)
-
-
-def _measure_projection(model: ModelConfig, num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
-    yield from measure_pair(projection_pair(model, num_rows, plan.block_size, buffers), plan)
-
-
-def _measure_most_likely(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
-    yield from measure_pair(most_likely_pair(plan.size.models[0].vocab_size, num_rows, buffers), plan)
-
-
-def _measure_next_tokens(num_rows: int, plan: KernelPlan, buffers: Buffers) -> Iterator[Measurement]:
-    model = plan.size.models[0]
-    yield from measure_pair(next_token_pair(model.vocab_size, model.hidden_size, num_rows, buffers), plan)
+def _measure_built_pair(builder: PairBuilder, plan: KernelPlan) -> Iterator[Measurement]:
+    yield from measure_pair(builder.build(), plan)
 
 
 def _measure_host(builder: Builder, plan: KernelPlan) -> Iterator[Measurement]:
@@ -280,6 +285,10 @@ def _measure_attention(shape: AttentionShape, plan: KernelPlan, buffers: Buffers
         yield _measure_peer(peer, inputs, case, ours, plan)
     if beside:
         yield replace(_time(case, plan), implementation=AGAIN)
+
+
+def _ours_on_new_inputs(shape: AttentionShape, plan: KernelPlan, buffers: Buffers) -> Case:
+    return _ours(attention_inputs(shape, plan.size.heads, plan.block_size, buffers), plan)
 
 
 def _ours(inputs: AttentionInputs, plan: KernelPlan, implementation: str = OURS) -> Case:

@@ -13,7 +13,7 @@ from pbench.engine.plan import SampleOptions
 from pbench.engine.sampling import NO_OPTIONS, token_rules
 from pbench.engine.shared_runs import find_runs, num_packed, pack_runs, run_limits, unpack_runs
 from pbench.kernel_bench.inputs import AttentionInputs, Buffers, attention_inputs
-from pbench.kernel_bench.shapes import AttentionShape, BenchSize, Heads
+from pbench.kernel_bench.shapes import INVARIANT_ATTENTION, AttentionShape, BenchSize, Heads
 from pbench.kernels.choose_tokens import choose_tokens, choose_tokens_reference, noise_keys
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.copy_numbers import copy_numbers, copy_numbers_triton
@@ -65,8 +65,11 @@ def attention_case(inputs: AttentionInputs, num_bytes: int, flops: int, implemen
     exact = inputs
     if implementation == OURS_FP8:
         inputs = replace(inputs, kv=inputs.kv.to(FP8))
-    if inputs.shape.is_prefill:
-        run: Callable[[AttentionInputs, int], Tensor] = _prefill
+    run: Callable[[AttentionInputs, int], Tensor]
+    if inputs.shape.kernel == INVARIANT_ATTENTION:
+        run = partial(_prefill, attend=invariant_attention)
+    elif inputs.shape.is_prefill:
+        run = _prefill
     elif inputs.shape.prompt_lens:
         run = partial(attend_apart, plan=decode_plan(inputs))
     else:  # an engine plans once for all layers of a step, so the plan is not in the time
@@ -188,7 +191,7 @@ def step_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
     def upload() -> Case:
         numbers = torch.zeros(size.num_uploaded, dtype=torch.int64, device=device)
         host = torch.zeros(size.num_uploaded, dtype=torch.int64, pin_memory=device.type == "cuda")
-        # Without the checks, which ask the driver about memory: not while a graph is captured.
+        # Without the checks: they ask the driver about memory, which it may refuse while a graph is captured.
         copy = copy_numbers_triton if runs_on_triton(numbers) else copy_numbers
         return Case("copy numbers", f"{size.num_uploaded} up", OURS, (partial(copy, numbers, host),), numbers.nbytes, 0)
 
@@ -212,33 +215,6 @@ def step_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[B
     yield Builder("update tables", name, update)
     if device.type == "cuda":
         yield Builder("decode plan", name, plan)
-
-
-def invariant_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:
-    """Attention that has the same bits whatever runs with it."""
-    for full_batch, full_length, is_prefill in ((64, 4096, False), (1, 2048, True)):
-        batch, length = min(full_batch, size.max_batch), full_length // size.length_divisor
-        name = f"{'prefill' if is_prefill else 'decode'} {batch} x {length}"
-        shape = AttentionShape("invariant attention", name, (length,) * batch, is_prefill=is_prefill)
-        yield Builder(shape.kernel, name, partial(_invariant_case, shape, size.heads, block_size, buffers))
-
-
-def _invariant_case(shape: AttentionShape, heads: Heads, block_size: int, buffers: Buffers) -> Case:
-    inputs = attention_inputs(shape, heads, block_size, buffers)
-
-    def attend(index: int) -> Tensor:
-        query, table, lens = inputs.queries[index], inputs.tables[index], inputs.context_lens
-        return invariant_attention(query, inputs.kv, table, inputs.query_start, lens, scale=inputs.scale)
-
-    return Case(
-        shape.kernel,
-        shape.name,
-        OURS,
-        tuple(partial(attend, index) for index in range(len(inputs.tables))),
-        shape.num_bytes(heads, buffers.dtype.itemsize, buffers.dtype.itemsize),
-        shape.flops(heads),
-        lambda: attention_error(inputs, attend(0)),
-    )
 
 
 def host_cases(size: BenchSize, block_size: int, buffers: Buffers) -> Iterator[Builder]:
@@ -389,8 +365,8 @@ def attend_apart(
     return out
 
 
-def _prefill(inputs: AttentionInputs, index: int) -> Tensor:
-    return prefill_attention(
+def _prefill(inputs: AttentionInputs, index: int, attend: Callable[..., Tensor] = prefill_attention) -> Tensor:
+    return attend(
         inputs.queries[index],
         inputs.kv,
         inputs.tables[index],

@@ -35,6 +35,14 @@ class Pair(NamedTuple):
     theirs: Case
 
 
+class PairBuilder(NamedTuple):
+    """Of a pair, which has a name before there are buffers for it."""
+
+    kernel: str
+    shape: str
+    build: Callable[[], Pair]
+
+
 class _ExactProducts:
     """References, for float64."""
 

@@ -16,6 +16,7 @@ GATED = "few-row gated product"
 ADDED = "few-row product + add + rms norm"
 PROJECTED = "few-row product + rotary + write kv"
 INVARIANT = "invariant product"
+INVARIANT_ATTENTION = "invariant attention"
 RAGGED_SIGMA = 0.9
 RAGGED_LONGEST = 32768
 
@@ -177,6 +178,7 @@ _SHARED = ((256, 8192, 256), (256, 1024, 256), (64, 1024, 256), (32, 4096, 512))
 _WINDOWED = ((8, 32768, 4096, False), (64, 4096, 1024, False), (1, 32768, 4096, True))  # batch, length, window, prefill
 _CAPPED = ((64, 4096, False), (1, 8192, True))  # batch, length, prefill
 _CAP = 50.0  # Gemma 2's
+_INVARIANT = ((64, 4096, False), (1, 2048, True))  # batch, length, prefill
 _TUNED = {
     "decode": ("1 x 8192", "8 x 2048", "32 x 1024", "256 x 512", "64 x 4096", "256 of mean 512", "32 of mean 4096"),
     "prefill": ("1 x 2048", "4 x 2048", "1 x 8192"),
@@ -210,6 +212,13 @@ def attention_shapes(size: BenchSize, seed: int) -> Iterator[AttentionShape]:
         yield replace(shape, name=f"{_kind(is_prefill)} {shape.name}", is_prefill=is_prefill, soft_cap=_CAP)
 
 
+def invariant_attention_shapes(size: BenchSize) -> Iterator[AttentionShape]:
+    """What is attended to with the same bits whatever else is."""
+    for batch, length, is_prefill in _INVARIANT:
+        shape = _uniform(INVARIANT_ATTENTION, batch, length, size)
+        yield replace(shape, name=f"{_kind(is_prefill)} {shape.name}", is_prefill=is_prefill)
+
+
 def taxed_shapes(size: BenchSize) -> Iterator[AttentionShape]:
     """Decode shapes on which block tables are compared with contiguous extents."""
     for batch, length in _TAXED:
@@ -239,7 +248,7 @@ def product_shapes(size: BenchSize) -> Iterator[ProductShape]:
                 yield ProductShape(kernel, f"{config.name} {weight}, {num_rows} rows", num_rows, num_columns, depth)
 
 
-def invariant_shapes(size: BenchSize) -> Iterator[ProductShape]:
+def invariant_product_shapes(size: BenchSize) -> Iterator[ProductShape]:
     """The first product of a layer of each model, multiplied with the same bits whatever else is."""
     for shape in product_shapes(size):
         if shape.kernel == PRODUCT:

@@ -38,6 +38,7 @@ from pbench.kernel_bench.shapes import (
     GATED,
     GPU_SIZE,
     INVARIANT,
+    INVARIANT_ATTENTION,
     PRODUCT,
     PROJECTED,
     RAGGED_LONGEST,
@@ -45,7 +46,7 @@ from pbench.kernel_bench.shapes import (
     Heads,
     ProductShape,
     attention_shapes,
-    invariant_shapes,
+    invariant_product_shapes,
     product_shapes,
     ragged_lens,
 )
@@ -73,7 +74,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
     assert kernels == {
         *ATTENTION_KERNELS, "copy blocks", "rms norm", "add + rms norm", "silu and mul",
         "rotary + write kv", "norms + rotary + write kv", PRODUCT, GATED, ADDED, PROJECTED, INVARIANT,
-        "invariant attention", "copy numbers", "update tables", "most likely",
+        INVARIANT_ATTENTION, "copy numbers", "update tables", "most likely",
         "most likely next", "host",
         *(f"choose, {name}" for name in CHOICES),
     }  # fmt: skip
@@ -84,7 +85,7 @@ def test_every_kernel_is_timed_and_right(written: Path) -> None:
             assert one["share_of_ceiling"] is None
         else:
             assert one["share_of_ceiling"] > 0
-        if one["kernel"] in (*ATTENTION_KERNELS, "invariant attention", PRODUCT, GATED, ADDED, PROJECTED, INVARIANT):
+        if one["kernel"] in (*ATTENTION_KERNELS, INVARIANT_ATTENTION, PRODUCT, GATED, ADDED, PROJECTED, INVARIANT):
             assert 0 < one["error"] < 1e-5
         if one["kernel"] in ("copy blocks", "most likely", "most likely next") or one["kernel"].startswith("choose, "):
             assert one["error"] == 0
@@ -400,7 +401,7 @@ def test_products_and_choices_are_right_beside_torchs() -> None:
     assert {ARGMAX, AGAIN} <= {one.implementation for one in measurements}
     if torch.cuda.get_device_capability() >= (9, 0):
         num_projections = len(GPU_SIZE.projected_models) * len(GPU_SIZE.num_product_rows)
-        num_products = len([*product_shapes(GPU_SIZE), *invariant_shapes(GPU_SIZE)])
+        num_products = len([*product_shapes(GPU_SIZE), *invariant_product_shapes(GPU_SIZE)])
         num_pairs = num_products + num_projections + 2 * len(GPU_SIZE.num_most_likely)
         assert len(measurements) == 3 * num_pairs + 5  # of a step three, of invariant attention two
 

@@ -1,7 +1,7 @@
 """Variants of kernels compiled side by side, before they are needed.
 
-Triton compiles a variant when something first launches it, and the launch waits. An engine needs a hundred variants
-before its first step, and one after the other they would keep one core busy for a minute and leave the others idle.
+Triton compiles a variant when something first launches it, and the launch waits. An engine needs some sixty
+variants before its first step, and one after the other they would keep one core busy for a minute, and no other.
 """
 
 from collections.abc import Iterator

@@ -48,7 +48,7 @@ class DecodePlan:
     num_rows: int  # of a sequence
     tile_rows: int  # query heads of a row, padded to a power of two
     num_programs: int
-    num_abreast: int  # rows of a sequence
+    num_abreast: int  # rows of a sequence that programs walk through side by side
     schedule: torch.Tensor  # int32 (num_programs, NUM_FIELDS)
     num_arrived: torch.Tensor  # int32 (num_programs,): pieces finished of the row that it began; zero between launches
     partial: torch.Tensor  # float32 (num_programs, 2, tile_rows, head_dim): see decode_attention.py

@@ -38,7 +38,7 @@ SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bit
 SWIZZLED_TURNS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4))
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_x(
     first_descriptor: tma.tensor_descriptor,
     more_descriptor: tma.tensor_descriptor,
@@ -61,7 +61,7 @@ def _load_x(
         )
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _store_parts(
     sums: gl.tensor,  # (WEIGHT_ROWS, rows)
     out_ptr: gl.tensor,
@@ -81,7 +81,7 @@ def _store_parts(
     gl.store(first_ptr + (gl.expand_dims(rows * NUM_COLUMNS, 0) + gl.expand_dims(columns, 1)), sums, mask=mask)
 
 
-@gluon.jit(do_not_specialize=("num_rows",))  # type: ignore[untyped-decorator]
+@gluon.jit(do_not_specialize=("num_rows",))
 def _hopper_few_rows_kernel(
     first_descriptor: tma.tensor_descriptor,  # of x, (num_rows, depth), in tiles (FIRST_ROWS, TILE_DEPTH)
     more_descriptor: tma.tensor_descriptor,  # of x, in tiles (MORE_ROWS, TILE_DEPTH), where there are any

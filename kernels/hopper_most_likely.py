@@ -47,7 +47,7 @@ class NextTiling(NamedTuple):
     num_warps: int
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_head(
     head_descriptor: tma.tensor_descriptor,
     pieces: gl.shared_memory_descriptor,
@@ -70,7 +70,7 @@ def _load_head(
         tma.async_copy_global_to_shared(head_descriptor, start, loaded.index(place), piece, pred=is_there)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_hidden(
     descriptor: tma.tensor_descriptor,
     tiles: gl.shared_memory_descriptor,
@@ -85,7 +85,7 @@ def _load_hidden(
     tma.async_copy_global_to_shared(descriptor, start, loaded.index(place), tiles.index(place), pred=step < num_steps)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _zeros(NUM_PIECES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr) -> gl.tuple:
     sums = (gl.zeros([PIECE, ROWS], gl.float32, layout=LAYOUT),)
     for _ in gl.static_range(1, NUM_PIECES):
@@ -93,7 +93,7 @@ def _zeros(NUM_PIECES: gl.constexpr, ROWS: gl.constexpr, LAYOUT: gl.constexpr) -
     return sums
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _multiply(
     pieces: gl.shared_memory_descriptor, tiles: gl.shared_memory_descriptor, place: gl.tensor, sums: gl.tuple
 ) -> gl.tuple:
@@ -106,7 +106,7 @@ def _multiply(
     return added
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _ranked(sums: gl.tensor, first_place: gl.constexpr, dtype: gl.constexpr) -> gl.tensor:
     """Logits and where in their tile they stand as integers, of which the largest is that of the first largest logit.
 
@@ -131,7 +131,7 @@ def _ranked(sums: gl.tensor, first_place: gl.constexpr, dtype: gl.constexpr) -> 
     )
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _store_best(
     sums: gl.tuple,
     first_row: gl.constexpr,
@@ -156,7 +156,7 @@ def _store_best(
     gl.store(tile_tokens_ptr + rows * num_tiles + tile, tokens, mask=rows < num_rows)
 
 
-@gluon.jit(do_not_specialize=("num_rows", "num_tiles"))  # type: ignore[untyped-decorator]
+@gluon.jit(do_not_specialize=("num_rows", "num_tiles"))
 def _hopper_most_likely_kernel(
     hidden_descriptor: tma.tensor_descriptor,  # (num_rows, depth), in tiles (ROWS, TILE_DEPTH)
     more_descriptor: tma.tensor_descriptor,  # the same in tiles (MORE_ROWS, TILE_DEPTH)

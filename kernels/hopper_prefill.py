@@ -58,7 +58,7 @@ LOWEST = gl.constexpr(-1.0e30)  # finite: a row may see nothing of the first til
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _draw(counter_ptr: gl.tensor, num_all: gl.tensor) -> gl.tensor:
     """The number of the next tile of rows that no program has; there is none from ``num_all`` on."""
     drawn = gl.atomic_add(counter_ptr, 1, sem="relaxed")
@@ -67,7 +67,7 @@ def _draw(counter_ptr: gl.tensor, num_all: gl.tensor) -> gl.tensor:
     return drawn + gl.num_programs(0)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _find(
     number: gl.tensor,  # that was drawn last
     batch: gl.tuple,
@@ -104,7 +104,7 @@ def _find(
     return kv_head, sequence, first_query, query_len, context_len, first_row
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _extent(
     query_len: gl.tensor,
     context_len: gl.tensor,
@@ -122,7 +122,7 @@ def _extent(
     return first, end, (end + TILE_TOKENS - 1) // TILE_TOKENS - first // TILE_TOKENS
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _tell(told: gl.shared_memory_descriptor, fields: gl.tuple) -> None:
     """Write numbers where other warps read them."""
     LAYOUT: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
@@ -130,7 +130,7 @@ def _tell(told: gl.shared_memory_descriptor, fields: gl.tuple) -> None:
         told.index(i).store(gl.full([1], fields[i], gl.int32, layout=LAYOUT))
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _hear(
     told: gl.shared_memory_descriptor, barriers: gl.tuple, row_tile: gl.tensor, NUM_WARPS: gl.constexpr
 ) -> gl.tuple:
@@ -146,7 +146,7 @@ def _hear(
     return fields
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_tile(
     kv: tma.tensor_descriptor,
     row_ptr: gl.tensor,  # the sequence's block table
@@ -188,7 +188,7 @@ def _load_tile(
                 tma.async_copy_global_to_shared(kv, [row, panel * PANEL_DIMS], full, box)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _draw_tiles(
     batch: gl.tuple,
     told: gl.shared_memory_descriptor,
@@ -214,7 +214,7 @@ def _draw_tiles(
             drawn = _draw(counter_ptr, num_row_tiles * NUM_KV_HEADS)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_tiles(
     kv: tma.tensor_descriptor,  # (num_blocks * 2 * NUM_KV_HEADS * BLOCK_SIZE, HEAD_DIM)
     table_ptr: gl.tensor,
@@ -263,7 +263,7 @@ def _load_tiles(
                 number += 1
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _zero_unseen(
     values: gl.shared_memory_descriptor,
     place: gl.tensor,
@@ -290,7 +290,7 @@ def _zero_unseen(
     wait_for_group()
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _zero_by_one(
     PART: gl.constexpr,
     values: gl.shared_memory_descriptor,
@@ -312,7 +312,7 @@ def _zero_by_one(
     return zero_parities ^ (1 << place)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _bend(scores: gl.tensor, scale_log2: gl.tensor, SOFT_CAP: gl.constexpr) -> gl.tensor:
     """tanh(scaled score / SOFT_CAP) as in online_softmax.py; without a cap the scores as they are."""
     bent = scores
@@ -322,7 +322,7 @@ def _bend(scores: gl.tensor, scale_log2: gl.tensor, SOFT_CAP: gl.constexpr) -> g
     return bent
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _mask(scores: gl.tensor, tokens: gl.tensor, positions: gl.tensor, WINDOW: gl.constexpr) -> gl.tensor:
     """The scores of what rows at these positions see of these tokens."""
     is_seen = tokens <= positions
@@ -331,7 +331,7 @@ def _mask(scores: gl.tensor, tokens: gl.tensor, positions: gl.tensor, WINDOW: gl
     return gl.where(is_seen, scores, float("-inf"))
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _weigh(
     scores: gl.tensor,
     top: gl.tensor,
@@ -347,7 +347,7 @@ def _weigh(
     return new_top, total * fade + gl.sum(weights, 1), fade, gl.convert_layout(weights.to(dtype), WEIGHTS)
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_queries(
     query_ptr: gl.tensor,
     query: gl.shared_memory_descriptor,
@@ -375,7 +375,7 @@ def _load_queries(
     async_copy.commit_group()
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _attend(
     PART: gl.constexpr,  # which of the two groups this is
     query_ptr: gl.tensor,
@@ -535,7 +535,7 @@ def _attend(
         kv_head = next_head
 
 
-@gluon.jit(  # type: ignore[untyped-decorator]
+@gluon.jit(
     do_not_specialize=("num_sequences", "table_stride", "num_row_tiles"),
     do_not_specialize_on_alignment=("table_ptr", "query_start_ptr", "context_lens_ptr"),
 )

@@ -43,7 +43,7 @@ class ProjectTiling(NamedTuple):
     num_warps: int
 
 
-@gluon.jit  # type: ignore[untyped-decorator]
+@gluon.jit
 def _load_tile(
     rows: tma.tensor_descriptor,
     tiles: gl.shared_memory_descriptor,
@@ -62,7 +62,7 @@ def _load_tile(
         tma.async_copy_global_to_shared(rows, [first_row, depth], full.index(place), box, pred=is_there)
 
 
-@gluon.jit(  # type: ignore[untyped-decorator]
+@gluon.jit(
     do_not_specialize=("num_rows", "block_size"),
     do_not_specialize_on_alignment=("positions_ptr", "slots_ptr"),
 )

@@ -357,6 +357,20 @@ def test_what_is_compiled_ahead_is_all_that_captured_steps_launch(
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_engine_that_has_run_may_be_warmed_up_again(device: str) -> None:
+    """What its last step staged has another layout than what is captured first."""
+    engine = make_engine(None, device=device)
+    outputs = []
+    for num_warm_ups in (0, 1, 2):
+        for _ in range(num_warm_ups):
+            engine.warm_up()
+        for index in range(12):
+            engine.add_request(Request(index, [90 + index] * (20 + 3 * index), SamplingParams(max_tokens=5 + index)))
+        outputs.append(finish(engine)[0])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("memory", ["paged", "contiguous:pow2"])
 def test_kv_of_8_bits_holds_twice_to_four_times_as_much_and_stays_near(device: str, memory: str) -> None:
     """Swapping and moving it changes nothing: an ample pool gives the same tokens."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from pbench.kernels.copy_numbers import TILE_SIZE, copy_numbers
 
+PIECE_BYTES = 32 * 2**20
+
 Numbers: TypeAlias = "np.ndarray[tuple[int], np.dtype[Any]]"
 
 
@@ -20,6 +22,34 @@ def to_device(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.
     """A tensor of ``values`` on the device, without waiting for what runs there."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)
+
+
+class Uploads:
+    """Copies of much, such as a model's weights, from memory that is not pinned, or not even read from its file yet.
+
+    All cores fill one of two pinned pieces while the device takes the other.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._pieces = [torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2 * self._is_cuda)]
+        self._taken: list[torch.cuda.Event | None] = [None, None]  # when the device has
+        self._turn = 0
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Copy to the device, perhaps from another dtype, without waiting for the end. Both are contiguous."""
+        if not self._is_cuda:
+            target.copy_(source)
+            return
+        size = PIECE_BYTES // target.element_size()
+        pieces = (torch.split(tensor.view(-1), size) for tensor in (target, source))
+        for target_piece, source_piece in zip(*pieces, strict=True):
+            self._turn = 1 - self._turn
+            if taken := self._taken[self._turn]:
+                taken.synchronize()
+            piece = self._pieces[self._turn][: target_piece.nbytes].view(target.dtype)
+            target_piece.copy_(piece.copy_(source_piece), non_blocking=True)
+            self._taken[self._turn] = _recorded()
 
 
 class Staging:

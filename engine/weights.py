@@ -12,6 +12,7 @@ from torch import Tensor
 from pbench.engine.errors import WeightsError
 from pbench.engine.json_fields import read_json_object, shown
 from pbench.engine.model import Layer, Model
+from pbench.engine.transfers import Uploads
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -51,10 +52,11 @@ def load_weights(model: Model, folder: Path) -> None:
     if missing := sorted(views.keys() - sources.keys()):
         raise WeightsError(f"{folder} lacks {_listed(missing)}, which model {model.config.name} needs")
 
+    uploads = Uploads(model.embedding.device)
     for shard in shards:
         with _open(shard.path) as file, torch.no_grad():
             for name in [name for name, path in sources.items() if path == shard.path]:
-                views[name].copy_(file.get_tensor(name))
+                uploads.copy(views[name], file.get_tensor(name))
 
 
 def random_weights(model: Model, seed: int) -> None:

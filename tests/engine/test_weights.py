@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pbench.engine import transfers
 from pbench.engine.errors import WeightsError
 from pbench.engine.model import Model
 from pbench.engine.model_config import PRESETS, ModelConfig
@@ -109,6 +110,21 @@ def test_values_are_rounded_to_the_dtype_of_the_model(file_dtype: torch.dtype, t
     save_file(tensors, tmp_path / SINGLE)
     load_weights(model, tmp_path)
     assert_holds(model, tensors)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("piece_bytes", [100, 1 << 20])
+@pytest.mark.parametrize("file_dtype", [torch.float32, torch.bfloat16])
+def test_weights_reach_a_gpu_whole(
+    file_dtype: torch.dtype, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pieces that none of the tensors is a multiple of, and in one."""
+    monkeypatch.setattr(transfers, "PIECE_BYTES", piece_bytes)
+    model = Model(VARIANTS["qwen2"], torch.bfloat16, "cuda")
+    tensors = {name: (tensor / 4096).to(file_dtype) for name, tensor in numbered(model).items()}
+    save_sharded(tensors, tmp_path)
+    load_weights(model, tmp_path)
+    assert_holds(model, {name: tensor.cuda() for name, tensor in tensors.items()})
 
 
 def test_the_single_file_wins_over_an_index(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, empty, int32
+from torch import Tensor, arange, cat, empty, int32
 
 from pbench.engine.heads import Heads
 from pbench.kernels.decode_attention import decode_attention, plan_for
@@ -31,6 +31,13 @@ class Batch:
     shared: SharedRuns | None = None  # of the decodes
     # int32 (1,): 1 where what the decodes attend to, but for the last token of each, was written in earlier steps.
     is_kv_settled: Tensor | None = None
+
+    def last_tokens(self) -> Tensor:
+        """int32 (num_sequences,): the last token of each sequence; of one that has none, any."""
+        decodes = arange(self.num_decodes, dtype=int32, device=self.table.device)
+        if self.query_start is None:
+            return decodes
+        return cat((decodes, (self.query_start[1:] - 1).clamp_(min=0)))
 
 
 class BatchAttention:

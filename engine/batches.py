@@ -40,6 +40,11 @@ class Layout(NamedTuple):
         return self.num_decodes + self.num_prefills
 
     @property
+    def keeps_last_tokens(self) -> bool:
+        """Whether a captured step computes the hidden states of each sequence's last token alone: with long prompts."""
+        return self.num_tokens > self.num_sequences
+
+    @property
     def num_narrow(self) -> int:
         """Narrow integers: context_lens, rows, change_starts, change_ends, query_start, is_kv_settled, shared runs."""
         num_numbers = 4 * self.num_sequences + self.num_prefills + 2

@@ -127,6 +127,11 @@ class Model(nn.Module):
             hidden, residual = products.add_norm(addend, residual, following_norm, eps, upcoming)
         return hidden
 
+    @property
+    def layer_flops(self) -> int:
+        """What the products of a layer compute for a token: a multiplication and an addition for each weight."""
+        return 2 * sum(weight.numel() for weight in self.layers[0].parameters() if weight.dim() == 2)
+
     def products(self, num_tokens: int) -> Products:
         """What multiplies in a pass of so many tokens."""
         return self._few_rows_products if num_tokens <= self._most_few_rows else self._whole_products

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pbench.engine.attention import BatchAttention, InvariantAttention
+from pbench.engine.attention import Batch, BatchAttention, InvariantAttention
 from pbench.engine.batches import Batches, Layout, StepRows
 from pbench.engine.config import EngineConfig
 from pbench.engine.model import Model
@@ -22,7 +22,7 @@ from pbench.kernels.compile_ahead import can_compile_ahead, compiling_ahead
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
 
-MAX_CAPTURED_PREFILLS = 32  # in a step that a CUDA graph serves
+MAX_CAPTURED_PREFILLS = 64  # in a step that a CUDA graph serves
 
 
 class Runner:
@@ -81,7 +81,8 @@ class Runner:
             self._batches.stage(step, layout)
         if self._graphs is None or captured is None:
             with phases("forward"):
-                outputs = self._forward(layout, self._rows_of_samples(plan))
+                rows = self._index(self._padded(_last_rows(plan.sequences)), layout.num_tokens)
+                outputs = self._forward(self._batches.batch(layout), rows)
         else:
             with phases("replay"):
                 outputs = self._graphs.replay(layout)
@@ -91,7 +92,7 @@ class Runner:
             if captured is not None and not layout.num_prefills:
                 logits = self._select(outputs[: plan.num_decodes], _last_rows(plan.sequences))
             else:
-                hidden = outputs if captured is None else self._select(outputs, self._rows_of_samples(plan))
+                hidden = outputs if captured is None else self._select(outputs, self._padded(_kept_rows(plan, layout)))
                 if plan.is_greedy:
                     self.model.choose(hidden, self._batches.chosen[: len(hidden)])
                     return Choices(self._batches.read_back(plan.num_samples))
@@ -172,7 +173,7 @@ class Runner:
         """The largest first."""
         max_running, width, can_share = self.config.max_running, self._batches.width, self._batches.can_share
         self._decode_sizes = decode_sizes(max_running)
-        self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens)
+        self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens, self.model.layer_flops)
         mixed = [
             Layout(size, min(size, max_running), min(MAX_CAPTURED_PREFILLS, max_running), width, can_share)
             for size in reversed(self._mixed_sizes)
@@ -203,7 +204,8 @@ class Runner:
 
     def _run_staged(self, layout: Layout, num_layers: int | None = None) -> Tensor:
         """Run the step that is staged: to hidden states, to logits of decodes, or to the tokens of greedy ones."""
-        hidden = self._forward(layout, num_layers=num_layers)
+        batch = self._batches.batch(layout)
+        hidden = self._forward(batch, batch.last_tokens() if layout.keeps_last_tokens else None, num_layers)
         if layout.num_prefills:
             return hidden
         if not layout.is_greedy:
@@ -212,13 +214,12 @@ class Runner:
         self.model.choose(hidden, chosen)
         return chosen
 
-    def _rows_of_samples(self, plan: StepPlan) -> list[int]:
-        """The token, of all of a step, whose hidden state each sample is chosen by; and some once more.
+    def _padded(self, rows: list[int]) -> list[int]:
+        """The rows of the hidden states that samples are chosen by, and some once more.
 
         There are as many as in some graph: for other numbers of rows a library may choose a kernel that it has not
         loaded yet, and loading one takes longer than a step.
         """
-        rows = _last_rows(plan.sequences)
         index = bisect_left(self._decode_sizes, len(rows))
         is_padded = self._graphs is not None and rows and index < len(self._decode_sizes)
         num_more = self._decode_sizes[index] - len(rows) if is_padded else 0
@@ -234,14 +235,12 @@ class Runner:
             return None
         return to_device(rows, torch.int64, self.device)
 
-    def _forward(self, layout: Layout, rows: list[int] | None = None, num_layers: int | None = None) -> Tensor:
-        """Run the step that is staged to the hidden states of all its tokens, or of those at ``rows``."""
-        batch = self._batches.batch(layout)
+    def _forward(self, batch: Batch, rows: Tensor | None, num_layers: int | None = None) -> Tensor:
+        """Run a step to the hidden states of all its tokens, or of those at ``rows``."""
         kind = InvariantAttention if self.config.is_batch_invariant else BatchAttention
         attention = kind(batch, self.pool, self._windows, is_contiguous=self.is_contiguous)
         announcing = announced(attention, "attention", self._phases)
-        wanted = None if rows is None else self._index(rows, layout.num_tokens)
-        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, wanted, num_layers)
+        hidden: Tensor = self.model(batch.token_ids, batch.positions, announcing, rows, num_layers)
         return hidden
 
 
@@ -257,10 +256,19 @@ def num_unlike_layers(windows: Sequence[int | None]) -> int:
 
 
 def _last_rows(sequences: list[PlannedSequence]) -> list[int]:
-    """The row of each sample's logits: the last token of its sequence."""
+    """The row of each sample's hidden state among those of all tokens: the last of its sequence."""
     rows: list[int] = []
     end = 0
     for seq in sequences:
         end += len(seq.token_ids)
         rows.extend([end - 1] * len(seq.samples))
     return rows
+
+
+def _kept_rows(plan: StepPlan, layout: Layout) -> list[int]:
+    """The row of each sample's hidden state among those that a step with prompts, captured for ``layout``, keeps."""
+    if not layout.keeps_last_tokens:
+        return _last_rows(plan.sequences)
+    padding = layout.num_decodes - plan.num_decodes
+    places = ((i if i < plan.num_decodes else i + padding, seq) for i, seq in enumerate(plan.sequences))
+    return [place for place, seq in places for _ in seq.samples]

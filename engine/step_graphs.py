@@ -7,6 +7,9 @@ from torch import Tensor
 
 from pbench.engine.batches import Layout
 
+# Of a layer's products in a step with prompts: the fastest GPUs take as long for them as slow hosts for its launches.
+MAX_CAPTURED_FLOPS = 3e11
+
 
 class StepGraphs:
     """Captures a step of every layout and replays it; all graphs share one memory pool.
@@ -52,7 +55,15 @@ def decode_sizes(largest: int) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
-def mixed_sizes(max_batch_tokens: int) -> list[int]:
-    """Tokens of steps with prompts in them: above these the device computes for longer than the host launches."""
+def mixed_sizes(max_batch_tokens: int, layer_flops: int) -> list[int]:
+    """Tokens of steps with prompts in them: above these a device computes for longer than a host launches.
+
+    Args:
+        max_batch_tokens: the most that a step has.
+        layer_flops: what the products of a layer compute for one token.
+    """
     sizes = [32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024]
-    return [size for size in sizes if size <= max_batch_tokens]
+    while sizes[-1] < max_batch_tokens:
+        sizes.append(sizes[-1] + 2 ** (sizes[-1].bit_length() - 3))
+    sizes = [size for size in sizes if size < max_batch_tokens] + [max_batch_tokens]
+    return [size for size in sizes if size <= 1024 or size * layer_flops <= MAX_CAPTURED_FLOPS]

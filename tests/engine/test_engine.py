@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from pbench.engine import shared_runs
+from pbench.engine.batches import Layout
 from pbench.engine.config import MEMORY_SPECS, EngineConfig
 from pbench.engine.engine import Engine
 from pbench.engine.errors import ConfigError, RequestError
@@ -28,7 +29,7 @@ from pbench.engine.records import RequestRecord, StepRecord
 from pbench.engine.request import Request, SamplingParams
 from pbench.engine.runner import Runner, num_unlike_layers
 from pbench.engine.shared_runs import Numbers, RunFinder, RunTiles
-from pbench.engine.step_graphs import decode_sizes
+from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
 
 SHAPE = {
     "vocab_size": 97,
@@ -182,6 +183,50 @@ def test_greedy_tokens_are_those_of_transformers(
         assert sum(step.num_copied_blocks for step in steps) > 0, "parts of blocks were meant to be hit, and copied"
     if variant["memory"] == "paged" and variant.get("is_prefix_cached", True):
         assert sum(step.num_prefix_hit_tokens for step in steps) > 0
+
+
+class StagedSteps(StepGraphs):
+    """Computes what a graph would replay: a step that is padded to a layout."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.layouts: list[Layout] = []
+
+    def replay(self, layout: Layout) -> torch.Tensor:
+        self.layouts.append(layout)
+        return self.runner._run_staged(layout)
+
+
+@pytest.mark.parametrize("max_running", [8, 24])
+@pytest.mark.parametrize("memory", MEMORY_SPECS)
+def test_steps_that_are_padded_to_a_layout_choose_the_same_tokens(
+    reference: tuple[PreTrainedModel, Path], expected: list[list[int]], memory: str, max_running: int
+) -> None:
+    _, folder = reference
+    engine = make_engine(folder, memory=memory, max_batch_tokens=48, max_running=max_running)
+    runner = engine.runner
+    assert isinstance(runner, Runner)
+    assert {layout.num_tokens for layout in runner._layouts_to_capture() if layout.num_prefills} == {32, 48}
+    runner._graphs = staged = StagedSteps(runner)
+    for request in make_requests():
+        engine.add_request(request)
+    outputs, _, _ = finish(engine)
+    assert [outputs[index, 0] for index in range(len(expected))] == expected
+    assert {layout.num_tokens for layout in staged.layouts if layout.num_prefills} == {32, 48}
+    kept = {layout.keeps_last_tokens for layout in staged.layouts if layout.num_prefills}
+    assert kept == ({True} if max_running == 8 else {False})
+
+
+@pytest.mark.parametrize(
+    ("max_batch_tokens", "layer_flops", "largest", "num_sizes"),
+    [(100, 10**12, 100, 3), (8192, 0, 8192, 25), (8192, 10**8, 2560, 18), (8192, 10**12, 1024, 13), (700, 0, 700, 11)],
+)
+def test_sizes_of_captured_steps_with_prompts_end_where_launching_is_hidden(
+    max_batch_tokens: int, layer_flops: int, largest: int, num_sizes: int
+) -> None:
+    sizes = mixed_sizes(max_batch_tokens, layer_flops)
+    assert sizes == sorted(set(sizes))
+    assert (sizes[-1], len(sizes)) == (largest, num_sizes)
 
 
 def test_log_probabilities_are_those_of_transformers(
@@ -348,7 +393,9 @@ def test_what_is_compiled_ahead_is_all_that_captured_steps_launch(
     model = dataclasses.replace(PRESETS["qwen3-0.6b"], num_layers=5, vocab_size=4096)
     if window:
         model = dataclasses.replace(model, sliding_window=window, full_layers=(1, 3, 4))
-    engine = make_engine(None, model=model, device="cuda", dtype="bfloat16", max_running=48, **changes)
+    engine = make_engine(
+        None, model=model, device="cuda", dtype="bfloat16", max_running=48, max_batch_tokens=2048, **changes
+    )
     engine.runner.compile_ahead([120])
     compiled: list[str] = []
     monkeypatch.setattr(triton.knobs.compilation, "listener", lambda *, src, **_: compiled.append(src.name))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, arange, cat, empty, int32
+from torch import Tensor, arange, cat, contiguous_format, empty, empty_like, int32
 
 from pbench.engine.heads import Heads
 from pbench.kernels.decode_attention import decode_attention, plan_for
@@ -61,7 +61,7 @@ class BatchAttention:
         batch, kv, num_decodes = self.batch, self._layers[layer_index], self.batch.num_decodes
         window = self.windows[layer_index]
         query = heads.write_kv(kv, batch.slots)
-        out = empty(query.shape, dtype=query.dtype, device=query.device)
+        out = empty_like(query, memory_format=contiguous_format)
         if num_decodes:
             if window not in self._decode_plans:
                 shared = batch.shared if window is None else None

@@ -16,6 +16,8 @@ changes nothing. All query heads of a KV head share one tile, so that K and V ar
 Where the plan has runs of KV that several sequences share (shared_attention.py), those are attended to first, and a
 sequence's own tokens begin behind them; whoever completes a row merges what the runs gave for it.
 
+On Hopper most decodes without such runs go to the kernel of hopper_decode.py instead.
+
 What is read before the kernel before is done
     A launch begins when every program of the kernel before it has let it (compiler.py). That one writes K and V of the
     step's tokens (project_write_kv.py, rotary_write_kv.py), or attends to shared runs, and lets the launch begin only
@@ -28,14 +30,17 @@ What is read before the kernel before is done
 """
 
 import math
+from functools import cache
+from typing import Any
 
 import torch
 
-from pbench.kernels.compiler import jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
+from pbench.kernels.compiler import is_known_triton, jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
+    HOPPER,
     can_launch_early,
     check_contiguous,
     check_dtype,
@@ -440,7 +445,7 @@ def decode_attention(
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
     if out is None:
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
     if plan is not None and plan.window != window:
         raise ValueError(f"plan is for window {plan.window} and window is {window}; they must be equal")
     if not runs_on_triton(query):
@@ -507,6 +512,12 @@ def _plan(
     window: int | None = None,
     is_kv_settled: torch.Tensor | None = None,
 ) -> DecodePlan:
+    num_rows = query.shape[0] * kv.shape[2]
+    box = _hopper().box_for(query, kv) if shared is None and window is None and _is_on_hopper(query) else 0
+    if box:
+        tiling = _hopper().tiling_for(num_rows)
+    else:
+        tiling = choose_decode_tiling(device_limits(kv), Operands.of(query, kv), num_rows)
     return plan_decode(
         context_lens,
         shared,
@@ -514,9 +525,22 @@ def _plan(
         num_heads=query.shape[1],
         num_kv_heads=kv.shape[2],
         head_dim=kv.shape[4],
-        tiling=choose_decode_tiling(device_limits(kv), Operands.of(query, kv), query.shape[0] * kv.shape[2]),
+        tiling=tiling,
+        box=box,
         window=window,
     )
+
+
+def _is_on_hopper(query: torch.Tensor) -> bool:
+    return is_known_triton() and runs_on_triton(query) and device_limits(query).capability == HOPPER
+
+
+@cache
+def _hopper() -> Any:
+    """Imported where it may be launched: its language comes with some versions of Triton only."""
+    from pbench.kernels import hopper_decode
+
+    return hopper_decode
 
 
 def decode_attention_triton(
@@ -583,8 +607,7 @@ def _attend(
         soft_cap,
     )  # what layout_of gives, spelled out: a loop over three tensors takes the host half as long again
     if plan.num_sequences == 0 or (plan.shared is not None and key not in _checked):
-        _check(query, kv, table, context_lens, out, is_contiguous, plan.window, soft_cap)
-        _check_plan(plan, query, kv.shape[2])
+        _check_all(query, kv, table, context_lens, out, plan, is_contiguous, soft_cap)
         _checked.add(key)
     if plan.num_sequences == 0:
         return out
@@ -601,6 +624,16 @@ def _attend(
             soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
+    if plan.box and soft_cap is None and (is_contiguous or kv.shape[3] % plan.box == 0):
+        hopper = _hopper()
+        hopper.launch(
+            key,
+            (query, table, context_lens, out),
+            (scale * LOG2_E, float(value_scale), hopper.kv_rows(kv.data_ptr(), kv.dtype, kv.shape, plan.box)),
+            lambda: _first_on_hopper(query, kv, table, context_lens, out, plan, is_settled, is_contiguous),
+            plan.scratch,
+        )
+        return out
     _launch(
         key,
         (query, kv, table, context_lens, out),
@@ -609,6 +642,20 @@ def _attend(
         plan.scratch,
     )
     return out
+
+
+def _check_all(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    plan: DecodePlan,
+    is_contiguous: bool,
+    soft_cap: float | None,
+) -> None:
+    _check(query, kv, table, context_lens, out, is_contiguous, plan.window, soft_cap)
+    _check_plan(plan, query, kv.shape[2])
 
 
 def _check_plan(plan: DecodePlan, query: torch.Tensor, num_kv_heads: int) -> None:
@@ -631,14 +678,13 @@ def _first_launch(
     is_contiguous: bool,
     soft_cap: float | None,
 ) -> Launch:
-    _check(query, kv, table, context_lens, out, is_contiguous, plan.window, soft_cap)
+    _check_all(query, kv, table, context_lens, out, plan, is_contiguous, soft_cap)
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2], kv.shape[3]
     tiling, tile_dims = plan.tiling, tile_dims_of(kv)
     is_early = can_launch_early(kv)
     thread_numel = MERGE_NUMEL if tiling.max_registers >= MERGE_REGISTERS else MERGE_NUMEL // 2
     tile_pieces = max(tiling.num_warps * 32 * thread_numel // (plan.tile_rows * tile_dims), 1)
-    _check_plan(plan, query, num_kv_heads)
     options = {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
@@ -666,6 +712,21 @@ def _first_launch(
     }
     integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots, int(is_settled))
     return Launch((plan.num_programs, 1, 1), integers, options)
+
+
+def _first_on_hopper(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    table: torch.Tensor,
+    context_lens: torch.Tensor,
+    out: torch.Tensor,
+    plan: DecodePlan,
+    is_settled: bool,
+    is_contiguous: bool,
+) -> Launch:
+    _check_all(query, kv, table, context_lens, out, plan, is_contiguous, None)
+    launch: Launch = _hopper().first_launch(query, kv, table, plan, is_settled, is_contiguous)
+    return launch
 
 
 def decode_attention_reference(

@@ -43,6 +43,7 @@ class DecodePlan:
     """Chunks for one batch of lengths, and room for the pieces of rows. Serves one launch at a time."""
 
     tiling: DecodeTiling
+    box: int  # tokens that the kernel of hopper_decode.py loads together; 0: the plan is not for that one
     window: int | None
     num_sequences: int
     num_rows: int  # of a sequence
@@ -212,6 +213,7 @@ def plan_decode(
     num_kv_heads: int,
     head_dim: int,
     tiling: DecodeTiling,
+    box: int = 0,
     window: int | None = None,
 ) -> DecodePlan:
     """Share out the work for these lengths: one launch, safe to capture in a CUDA graph.
@@ -225,6 +227,7 @@ def plan_decode(
         num_kv_heads: divides num_heads.
         head_dim: of every head.
         tiling: how the attention that follows the plan is cut up.
+        box: of hopper_decode.py's ``box_for``; 0 where another kernel follows, as for runs and windows.
         window: last tokens of a sequence that are attended to at most; None: all. The tiles begin with the window's.
 
     Raises:
@@ -251,6 +254,7 @@ def plan_decode(
     own_start, run_levels = (schedule, schedule) if shared is None else (shared.own_start, shared.num_levels)
     plan = DecodePlan(
         tiling,
+        box,
         window,
         num_sequences,
         num_rows,
@@ -266,7 +270,7 @@ def plan_decode(
         shared_log_sum,
         may_be_settled,
         short_key(
-            (tiling, window, num_sequences, num_rows, head_dim, num_programs, shared is not None, may_be_settled)
+            (tiling, box, window, num_sequences, num_rows, head_dim, num_programs, shared is None, may_be_settled)
         ),
         Scratch(schedule, num_arrived, partial, log_sum, own_start, run_levels, shared_partial, shared_log_sum),
         SameTensors(),

@@ -20,8 +20,7 @@ used.
 
 import math
 from collections.abc import Hashable
-from functools import cache, lru_cache
-from typing import NamedTuple
+from functools import cache
 
 import torch
 from triton.experimental import gluon
@@ -34,11 +33,18 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from pbench.kernels.compiler import wait_for_previous
+from pbench.kernels.hopper_kv import (
+    GROUP_WARPS,
+    LOADER_REGISTERS,
+    PANEL_DIMS,
+    SWIZZLED,
+    kv_rows,
+    wait_for_group,
+)
 from pbench.kernels.launch import can_launch_early, device_limits
-from pbench.kernels.launcher import MAX_KEYS, Launch, Launcher, Scratch, layout_of
+from pbench.kernels.launcher import Launch, Launcher, Scratch, layout_of
 
 TILE_ROWS = gl.constexpr(128)  # (query, head of the group) pairs of a program
 NUM_ROWS = gl.constexpr(64)  # of each of its two groups of warps
@@ -46,16 +52,11 @@ HELD_TOKENS = gl.constexpr(256)  # of K and of V, in tiles of TILE_TOKENS
 TILE_TOKENS = 128
 SHORT_TILE_TOKENS = 64  # for short contexts: less is masked, and code that runs once for some rows is fetched faster
 MAX_SHORT, MAX_SHORT_CONTEXT = 768, 2048  # tokens that a batch's prompts have on average, and that its tables reach to
-PANEL_DIMS = gl.constexpr(64)  # so many 16-bit elements are the 128 bytes that shared memory is swizzled by
-GROUP_WARPS = gl.constexpr(4)  # an instruction of the matrix units is of four
 GROUP_REGISTERS = gl.constexpr(232)  # of a thread that computes
-LOADER_REGISTERS = gl.constexpr(40)
 NUM_FIELDS = gl.constexpr(6)  # that tell the other warps of a tile of rows, one at a time
 NUM_QUERIES_HELD = gl.constexpr(2)  # of each group
 TILE_SEQUENCES = gl.constexpr(32)  # that are looked at together
-wait_for_group = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # renamed in Triton 3.7
 LOWEST = gl.constexpr(-1.0e30)  # finite: a row may see nothing of the first tile
-SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
 
 
 @gluon.jit
@@ -637,7 +638,7 @@ def hopper_prefill_attention(
         key = (layout_of(query, kv, table, query_start, context_lens, out), window, soft_cap)
     are_short = query.shape[0] <= MAX_SHORT * table.shape[0] and table.shape[1] * kv.shape[3] <= MAX_SHORT_CONTEXT
     tile_tokens = SHORT_TILE_TOKENS if are_short else TILE_TOKENS
-    rows = _rows(kv.data_ptr(), kv.dtype, kv.shape, min(kv.shape[3], tile_tokens))
+    rows = kv_rows(kv.data_ptr(), kv.dtype, kv.shape, min(kv.shape[3], tile_tokens))
     _launch(
         (key, tile_tokens),
         (query, table, query_start, context_lens, out),
@@ -681,26 +682,3 @@ def _first_launch(
 def _counter(device: torch.device) -> Scratch:
     """What programs draw tiles of rows by, which is zero between launches: no two of a device may run at once."""
     return Scratch(torch.zeros(1, dtype=torch.int32, device=device))
-
-
-class _Memory(NamedTuple):
-    """All that a descriptor asks of its tensor, which it would keep from being freed."""
-
-    address: int
-    dtype: torch.dtype
-
-    def data_ptr(self) -> int:
-        return self.address
-
-
-@lru_cache(MAX_KEYS)
-def _rows(address: int, dtype: torch.dtype, shape: torch.Size, box: int) -> TensorDescriptor:
-    """K and V of a layer as rows, of which one box is loaded at a time."""
-    num_blocks, _, num_kv_heads, block_size, head_dim = shape
-    return TensorDescriptor(
-        _Memory(address, dtype),
-        shape=[num_blocks * 2 * num_kv_heads * block_size, head_dim],
-        strides=[head_dim, 1],
-        block_shape=[box, PANEL_DIMS.value],
-        layout=SWIZZLED.value,
-    )

@@ -258,7 +258,7 @@ def prefill_attention(
         ValueError: a shape, dtype, stride or number that does not fit, naming the argument.
     """
     if out is None:
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
     key = short_key(
         (
             query.get_device(),

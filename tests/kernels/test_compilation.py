@@ -126,6 +126,7 @@ def compile_all():
         decode_plan,
         few_rows_matmul,
         gated_matmul,
+        hopper_decode,
         hopper_few_rows,
         hopper_most_likely,
         hopper_prefill,
@@ -182,6 +183,22 @@ def compile_all():
         boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
         compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
     print("hopper_prefill")
+    for head_dim, block_size, dtype, is_contiguous, tiling, num_ahead in (
+        (128, 16, "bf16", False, hopper_decode.TILING, 2),
+        (64, 256, "fp16", False, hopper_decode.TILING_OF_FEW, 0),
+        (128, 1, "bf16", True, hopper_decode.TILING, 2),
+    ):
+        box = 64 if is_contiguous else min(block_size, 64)
+        paged = HEADS | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "IS_CONTIGUOUS": is_contiguous, "BOX": box}
+        paged |= {"NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "TILES_AHEAD": num_ahead}
+        paged |= {"NUM_HELD": tiling.tiles_in_flight * 128 // head_dim}
+        boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
+        registers = hopper_decode.num_registers(tiling)
+        compiled = compile_gluon_kernel(
+            hopper_decode._hopper_decode_kernel, paged, {"kv": boxes}, dtype, num_warps=4, maxnreg=registers
+        )
+        assert compiled.metadata.shared * tiling.programs_per_sm < 227 * 1024
+    print("hopper_decode")
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
     shared |= {"TILE_ROWS": 128, "IS_EARLY": True}
     for cap in (None, 50.0):

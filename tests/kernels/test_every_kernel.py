@@ -42,6 +42,7 @@ from pbench.kernels.update_tables import update_tables, update_tables_reference
 KERNELS = {
     "decode_plan",
     "decode_attention",
+    "hopper_decode",
     "shared_attention",
     "prefill_attention",
     "hopper_prefill",
@@ -134,6 +135,20 @@ def assert_prefills(cache, query, attend=prefill_attention, reference=prefill_at
 @ATTENTION
 def test_decode(build, dtype, head_dim, block_size, cut, is_contiguous):
     assert_decodes(*build(dtype, head_dim, block_size, len(CONTEXT_LENS), is_contiguous), **cut)
+
+
+@pytest.mark.gpu
+@ADDRESSING
+@pytest.mark.parametrize(("dtype", "head_dim", "block_size"), [(BF16, 128, 16), (FP16, 64, 32), (BF16, 128, 256)])
+def test_decode_on_hopper(build_cache, dtype, head_dim, block_size, is_contiguous):
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("this GPU is no Hopper")
+    layout = {"head_dim": head_dim, "block_size": block_size, "is_contiguous": is_contiguous, "dtype": dtype}
+    cache = build_cache(CONTEXT_LENS, num_kv_heads=NUM_KV_HEADS, device="cuda", **layout)
+    query = random(len(CONTEXT_LENS), NUM_HEADS, head_dim, dtype=dtype, device="cuda")
+    plan = plan_for(query, cache.kv, cache.context_lens)
+    assert plan.box
+    assert_decodes(cache, query, plan)
 
 
 @pytest.mark.parametrize("cut", [{}, {"soft_cap": 5.0}], ids=["full", "cut"])

@@ -170,6 +170,7 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
     assert done.stdout.split() == [
         "decode_plan",
         "decode_attention",
+        "hopper_decode",
         "shared_attention",
         "prefill_attention",
         "hopper_prefill",
@@ -255,7 +256,9 @@ def check_twice(launches, call, num_rebuilt=0):
 
 
 def check_against_triton():
+    from pbench.kernels import hopper_decode
     from pbench.kernels.decode_attention import _plan, decode_attention_triton
+    from pbench.kernels.decode_plan import plan_decode
     from pbench.kernels.hopper_prefill import hopper_prefill_attention
     from pbench.kernels.prefill_attention import prefill_attention_triton
     from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
@@ -282,6 +285,12 @@ def check_against_triton():
     launches.clear()
     check_twice(launches, lambda: decode_attention_triton(query, kv, table, lens, out, **arguments))
     print("decode_attention")
+    heads = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64}
+    arguments["plan"] = plan_decode(lens, **heads, tiling=hopper_decode.TILING, box=16)
+    decode_attention_triton(query, kv, table, lens, out, **arguments)
+    launches.clear()
+    check_twice(launches, lambda: decode_attention_triton(query, kv, table, lens, out, **arguments))
+    print("hopper_decode")
     one = torch.ones(1, dtype=torch.int32)
     runs = SharedRuns(lens, lens, lens, one, torch.zeros(MAX_TILES, TILE_FIELDS, dtype=torch.int32))
     partial, log_sum = torch.zeros(MAX_LEVELS, 3, 8, 64), torch.zeros(MAX_LEVELS, 3, 8)

@@ -30,13 +30,13 @@ EVERY_KERNEL = [
 ]
 # racecheck is the slower tool, and the kernels of torch's that use shared memory are not ours. It does not follow a
 # barrier that warps reach at different places of the code, as those are that Triton puts around warp specialisation,
-# and reports what roles of _hopper_prefill_kernel are handed in shared memory between two of them: that kernel is left
-# out, and looked at in a test of its own, hazard by hazard.
+# and reports what roles of _hopper_prefill_kernel and _hopper_decode_kernel are handed in shared memory between two of
+# them: those are left out, and looked at in a test of their own, hazard by hazard.
 OPTIONS = {
     "memcheck": [],
     "racecheck": ["--kernel-name", "regex=^_([a-gi-z]|hopper_few|hopper_most|hopper_project)[a-z0-9_]*_kernel$"],
     "hazards": [
-        *("--kernel-name", "regex=^_hopper_prefill_kernel$", "--racecheck-report", "hazard"),
+        *("--kernel-name", "regex=^_hopper_(decode|prefill)_kernel$", "--racecheck-report", "hazard"),
         *("--show-backtrace", "no", "--print-limit", "100000"),
     ],
 }
@@ -85,16 +85,24 @@ def test_nothing_is_found_in_any_kernel(tool, num_compiled):
     assert num_compiled > 30
 
 
-def tile_hazards(done, head_dim):
+def numel_of_tiles(kernel, head_dim):
+    """Numbers of Q, K and V, and of a decode's weights, that a program has in shared memory."""
+    from pbench.kernels import hopper_decode, hopper_prefill
+
+    if kernel == "prefill":
+        num_queries = hopper_prefill.NUM_QUERIES_HELD.value * hopper_prefill.TILE_ROWS.value
+        return (num_queries + 2 * hopper_prefill.HELD_TOKENS.value) * head_dim
+    columns, tiling = hopper_decode.MIN_COLUMNS.value, hopper_decode.TILING_OF_FEW
+    return columns * (head_dim + tiling.tile_tokens) + 2 * tiling.tiles_in_flight * tiling.tile_tokens * 128
+
+
+def tile_hazards(done, kernel, head_dim):
     """Addresses of the hazards printed in the tiles of Q, K and V, and whether all were printed.
 
     Tiles lie in front of what roles are handed. What the tensor memory accelerator writes and the matrix units read
     racecheck does not see.
     """
-    from pbench.kernels.hopper_prefill import HELD_TOKENS, NUM_QUERIES_HELD, TILE_ROWS
-
-    num_rows = NUM_QUERIES_HELD.value * TILE_ROWS.value + 2 * HELD_TOKENS.value
-    end = RESERVED_BYTES + num_rows * head_dim * torch.bfloat16.itemsize
+    end = RESERVED_BYTES + numel_of_tiles(kernel, head_dim) * torch.bfloat16.itemsize
     hazards = re.findall(r"hazard detected at __shared__ (0x[0-9a-f]+)", done.stdout)
     shown = re.search(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, 0 warnings\)", done.stdout)
     assert shown, text(done)
@@ -102,13 +110,16 @@ def tile_hazards(done, head_dim):
     return [address for address in hazards if int(address, 16) < end], are_all
 
 
-@pytest.mark.parametrize(("head_dim", "num_tests"), [(64, 1), (128, 2)])
-def test_warps_of_hoppers_prefill_do_not_meet_in_its_tiles(num_compiled, head_dim, num_tests):
+@pytest.mark.parametrize(
+    ("kernel", "head_dim", "num_tests"),
+    [("prefill", 64, 1), ("prefill", 128, 2), ("decode", 64, 2), ("decode", 128, 4)],
+)
+def test_warps_of_hoppers_attention_do_not_meet_in_its_tiles(num_compiled, kernel, head_dim, num_tests):
     if torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("this GPU is no Hopper")
-    done = sanitize("hazards", *EVERY_KERNEL, "-n", "0", "-k", f"prefill_on_hopper and -{head_dim}-")
+    done = sanitize("hazards", *EVERY_KERNEL, "-n", "0", "-k", f"{kernel}_on_hopper and -{head_dim}-")
     assert f"{num_tests} passed" in done.stdout, text(done)
-    assert tile_hazards(done, head_dim) == ([], True)
+    assert tile_hazards(done, kernel, head_dim) == ([], True)
 
 
 def test_warps_that_meet_in_tiles_are_found():
@@ -116,7 +127,7 @@ def test_warps_that_meet_in_tiles_are_found():
         pytest.skip("this GPU is no Hopper")
     done = sanitize("hazards", sys.executable, "-P", __file__, "tiles")
     assert done.returncode == EXIT_CODE, text(done)
-    assert tile_hazards(done, 128)[0]
+    assert tile_hazards(done, "prefill", 128)[0]
 
 
 @pytest.mark.parametrize(

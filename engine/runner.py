@@ -15,14 +15,12 @@ from pbench.engine.model_config import FP8
 from pbench.engine.phases import Phases, announced, no_phases
 from pbench.engine.plan import PlannedSequence, StepPlan, Swaps
 from pbench.engine.sampling import Choices, TokenChooser, beam_candidates, token_scores
-from pbench.engine.step_graphs import StepGraphs, decode_sizes, mixed_sizes
+from pbench.engine.step_graphs import StepGraphs, decode_sizes, max_prefills, mixed_sizes
 from pbench.engine.swapper import Swapper
 from pbench.engine.transfers import to_device
 from pbench.kernels.compile_ahead import can_compile_ahead, compiling_ahead
 from pbench.kernels.copy_blocks import copy_blocks
 from pbench.kernels.launch import FP8 as KV_FP8
-
-MAX_CAPTURED_PREFILLS = 64  # in a step that a CUDA graph serves
 
 
 class Runner:
@@ -175,7 +173,7 @@ class Runner:
         self._decode_sizes = decode_sizes(max_running)
         self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens, self.model.layer_flops)
         mixed = [
-            Layout(size, min(size, max_running), min(MAX_CAPTURED_PREFILLS, max_running), width, can_share)
+            Layout(size, min(size, max_running), min(max_prefills(size), max_running), width, can_share)
             for size in reversed(self._mixed_sizes)
         ]
         decodes = [
@@ -198,7 +196,7 @@ class Runner:
         is_greedy = plan.is_greedy and plan.has_one_each
         layout = Layout(size, size, 0, self._batches.width, has_shared, is_greedy)
         if step.num_prefills:
-            num_prefills = min(MAX_CAPTURED_PREFILLS, max_running)
+            num_prefills = min(max_prefills(size), max_running)
             layout = Layout(size, min(size, max_running), num_prefills, layout.width, self._batches.can_share)
         return layout if step.num_prefills <= layout.num_prefills else None
 

@@ -67,3 +67,8 @@ def mixed_sizes(max_batch_tokens: int, layer_flops: int) -> list[int]:
         sizes.append(sizes[-1] + 2 ** (sizes[-1].bit_length() - 3))
     sizes = [size for size in sizes if size < max_batch_tokens] + [max_batch_tokens]
     return [size for size in sizes if size <= 1024 or size * layer_flops <= MAX_CAPTURED_FLOPS]
+
+
+def max_prefills(size: int) -> int:
+    """Prompts in a captured step of so many tokens: room for more costs attention time, which short steps notice."""
+    return min(max(size // 128, 32), 64)

@@ -32,8 +32,8 @@ def load_weights(model: Model, folder: Path) -> None:
     """Fill every parameter of ``model`` from the safetensors files in ``folder``.
 
     The folder holds ``model.safetensors`` (which wins, as in transformers), or
-    ``model.safetensors.index.json`` and the files that it names. Each tensor is copied from the mapped file
-    straight into its place in the packed parameters on the model's device, so that the model never exists
+    ``model.safetensors.index.json`` and the files that it names. Each tensor is copied from the mapped file,
+    piece by piece, into its place in the packed parameters on the model's device, so that the model never exists
     twice. Everything is checked before the first copy. Rotary frequencies, and the output head of a model
     whose head is tied, are skipped where a file holds them.
 

@@ -589,13 +589,14 @@ def _attend(
 ) -> torch.Tensor:
     """What every layer of every step calls: arguments are looked at once for each layout that they have."""
     is_settled = plan.step.knows(table, context_lens)
+    kv_dtype, kv_shape = kv.dtype, kv.shape
     key = (
         query.get_device(),
         query.dtype,
         query.shape,
         query.stride(),
-        kv.dtype,
-        kv.shape,
+        kv_dtype,
+        kv_shape,
         kv.stride(),
         out.dtype,
         out.shape,
@@ -624,12 +625,12 @@ def _attend(
             soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
-    if plan.box and soft_cap is None and (is_contiguous or kv.shape[3] % plan.box == 0):
+    if plan.box and soft_cap is None and (is_contiguous or kv_shape[3] % plan.box == 0):
         hopper = _hopper()
         hopper.launch(
             key,
             (query, table, context_lens, out),
-            (scale * LOG2_E, float(value_scale), hopper.kv_rows(kv.data_ptr(), kv.dtype, kv.shape, plan.box)),
+            (scale * LOG2_E, float(value_scale), hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box)),
             lambda: _first_on_hopper(query, kv, table, context_lens, out, plan, is_settled, is_contiguous),
             plan.scratch,
         )

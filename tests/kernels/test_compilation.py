@@ -151,10 +151,11 @@ def compile_all():
         numbers = {"IS_UPLOAD": is_upload, "TILE_SIZE": copy_numbers.TILE_SIZE}
         compile_kernel(copy_numbers._copy_numbers_kernel, numbers)
     print("copy_numbers")
-    layouts = [(dim, dtype, contiguous) for dim, dtype in ((128, "bf16"), (80, "fp32")) for contiguous in (0, 1)]
+    layouts = [(128, "bf16", False), (128, "bf16", True), (80, "fp32", False)]
     for dim, dtype, is_contiguous in layouts:
-        tile = {"TILE_TOKENS": 32, "TILE_DIMS": 128}
-        constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": bool(is_contiguous)}
+        # Without tensor cores, which float32 does not use, a large tile is much code.
+        tile = {"TILE_TOKENS": 16 if dtype == "fp32" else 32, "TILE_DIMS": 128}
+        constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": is_contiguous}
         rows = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
         rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8, "READS_AHEAD": not is_contiguous}
         for has_shared in {False, not is_contiguous}:
@@ -167,7 +168,8 @@ def compile_all():
                     check_wait_in_loop(compiled.asm["ptx"])
         cut = constants | rows | {"HAS_SHARED": False} | CUT
         compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
-        prefill = constants | FULL | {"TILE_ROWS": 32, "TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
+        prefill = constants | FULL | {"TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
+        prefill["TILE_ROWS"] = 16 if dtype == "fp32" else 32
         for variant in ({}, {"IS_MASKED_THROUGHOUT": True}, CUT):
             compile_kernel(prefill_attention._prefill_attention_kernel, prefill | variant, dtype)
         compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8=True)

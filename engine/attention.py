@@ -33,10 +33,9 @@ class Batch:
     is_kv_settled: Tensor | None = None
 
     def last_tokens(self) -> Tensor:
-        """int32 (num_sequences,): the last token of each sequence; of one that has none, any."""
+        """int32 (num_sequences,), in a batch with prompts: the last token of each; of one that has no token, any."""
+        assert self.query_start is not None, "every token is its sequence's last"
         decodes = arange(self.num_decodes, dtype=int32, device=self.table.device)
-        if self.query_start is None:
-            return decodes
         return cat((decodes, (self.query_start[1:] - 1).clamp_(min=0)))
 
 

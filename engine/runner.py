@@ -172,10 +172,7 @@ class Runner:
         max_running, width, can_share = self.config.max_running, self._batches.width, self._batches.can_share
         self._decode_sizes = decode_sizes(max_running)
         self._mixed_sizes = mixed_sizes(self.config.max_batch_tokens, self.model.layer_flops)
-        mixed = [
-            Layout(size, min(size, max_running), min(max_prefills(size), max_running), width, can_share)
-            for size in reversed(self._mixed_sizes)
-        ]
+        mixed = [self._mixed_layout(size) for size in reversed(self._mixed_sizes)]
         decodes = [
             Layout(size, size, 0, width, has_shared, is_greedy)
             for size in reversed(self._decode_sizes)
@@ -183,6 +180,11 @@ class Runner:
             for is_greedy in (False, True)
         ]
         return mixed + decodes
+
+    def _mixed_layout(self, size: int) -> Layout:
+        """Of captured steps of so many tokens, with prompts."""
+        num_decodes, num_prefills = (min(most, self.config.max_running) for most in (size, max_prefills(size)))
+        return Layout(size, num_decodes, num_prefills, self._batches.width, self._batches.can_share)
 
     def _captured_layout(self, step: StepRows, plan: StepPlan) -> Layout | None:
         """The smallest layout with a graph that holds a step; None when there is none."""
@@ -192,12 +194,12 @@ class Runner:
         index = bisect_left(sizes, step.num_tokens)
         if index == len(sizes):
             return None
-        size, max_running, has_shared = sizes[index], self.config.max_running, step.runs is not None
-        is_greedy = plan.is_greedy and plan.has_one_each
-        layout = Layout(size, size, 0, self._batches.width, has_shared, is_greedy)
+        size = sizes[index]
         if step.num_prefills:
-            num_prefills = min(max_prefills(size), max_running)
-            layout = Layout(size, min(size, max_running), num_prefills, layout.width, self._batches.can_share)
+            layout = self._mixed_layout(size)
+        else:
+            is_greedy = plan.is_greedy and plan.has_one_each
+            layout = Layout(size, size, 0, self._batches.width, step.runs is not None, is_greedy)
         return layout if step.num_prefills <= layout.num_prefills else None
 
     def _run_staged(self, layout: Layout, num_layers: int | None = None) -> Tensor:

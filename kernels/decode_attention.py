@@ -35,17 +35,17 @@ from typing import Any
 
 import torch
 
-from pbench.kernels.compiler import is_known_triton, jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
+from pbench.kernels.compiler import jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
-    HOPPER,
     can_launch_early,
     check_contiguous,
     check_dtype,
     check_shape,
     device_limits,
+    runs_on_hopper,
     runs_on_triton,
 )
 from pbench.kernels.launcher import Checked, Launch, Launcher
@@ -513,7 +513,7 @@ def _plan(
     is_kv_settled: torch.Tensor | None = None,
 ) -> DecodePlan:
     num_rows = query.shape[0] * kv.shape[2]
-    box = _hopper().box_for(query, kv) if shared is None and window is None and _is_on_hopper(query) else 0
+    box = _hopper().box_for(query, kv) if shared is None and window is None and runs_on_hopper(query) else 0
     if box:
         tiling = _hopper().tiling_for(num_rows)
     else:
@@ -529,10 +529,6 @@ def _plan(
         box=box,
         window=window,
     )
-
-
-def _is_on_hopper(query: torch.Tensor) -> bool:
-    return is_known_triton() and runs_on_triton(query) and device_limits(query).capability == HOPPER
 
 
 @cache

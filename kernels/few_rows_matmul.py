@@ -20,14 +20,14 @@ from typing import NamedTuple
 
 import torch
 
-from pbench.kernels.compiler import HAS_TRITON, is_known_triton, jit, let_next_launch, tl, wait_for_previous
+from pbench.kernels.compiler import HAS_TRITON, jit, let_next_launch, tl, wait_for_previous
 from pbench.kernels.launch import (
-    HOPPER,
     can_launch_early,
     ceil_div,
     check_product,
     device_limits,
     next_power_of_2,
+    runs_on_hopper,
     runs_on_triton,
 )
 
@@ -131,7 +131,7 @@ def num_parts_for(num_rows: int, num_columns: int, depth: int, num_sms: int) -> 
 
 def suits_hopper(x: torch.Tensor) -> bool:
     """Whether the kernel of hopper_few_rows.py multiplies ``x``: on a Hopper GPU, of 16 bits."""
-    return is_known_triton() and runs_on_triton(x) and device_limits(x).capability == HOPPER and x.element_size() == 2
+    return runs_on_hopper(x) and x.element_size() == 2
 
 
 class HeldTile(NamedTuple):

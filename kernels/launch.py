@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from pbench.kernels.compiler import HAS_TRITON
+from pbench.kernels.compiler import HAS_TRITON, is_known_triton
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn  # of K and V only
@@ -34,6 +34,11 @@ INTERPRETER_LIMITS = DeviceLimits(num_sms=8, shared_memory_bytes=100 * 1024)
 def runs_on_triton(tensor: torch.Tensor) -> bool:
     """Whether work on ``tensor`` goes to a Triton kernel; to the torch reference otherwise."""
     return HAS_TRITON and tensor.is_cuda
+
+
+def runs_on_hopper(tensor: torch.Tensor) -> bool:
+    """Whether kernels in Gluon, of Hopper's own, may do that work: on such a GPU, by a Triton whose Gluon we know."""
+    return is_known_triton() and runs_on_triton(tensor) and device_limits(tensor).capability == HOPPER
 
 
 def device_limits(tensor: torch.Tensor) -> DeviceLimits:

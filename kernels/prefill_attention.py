@@ -24,16 +24,16 @@ from functools import cache
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from pbench.kernels.compiler import is_known_triton, jit, tl
+from pbench.kernels.compiler import jit, tl
 from pbench.kernels.kv_layout import check_attention, check_query_start, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_query, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
-    HOPPER,
     ceil_div,
     check_contiguous,
     check_dtype,
     check_shape,
     device_limits,
+    runs_on_hopper,
     runs_on_triton,
 )
 from pbench.kernels.launcher import Known, Launch, Launcher, layout_of, short_key
@@ -357,9 +357,7 @@ def suits_hopper(query: torch.Tensor, kv: torch.Tensor, is_contiguous: bool) -> 
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = kv.shape[2:4]
     return (
-        is_known_triton()
-        and runs_on_triton(query)
-        and device_limits(query).capability == HOPPER
+        runs_on_hopper(query)
         and not is_contiguous
         and query.dtype == kv.dtype
         and query.element_size() == 2

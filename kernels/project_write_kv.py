@@ -12,15 +12,13 @@ On Hopper most of it goes to the kernel of hopper_project.py, in one launch; the
 
 import torch
 
-from pbench.kernels.compiler import is_known_triton
 from pbench.kernels.few_rows_matmul import check_few_rows, few_rows_matmul_reference, few_rows_matmul_triton
 from pbench.kernels.kv_layout import check_kv
 from pbench.kernels.launch import (
     FLOAT_DTYPES,
     FP8,
-    HOPPER,
     check_dtype,
-    device_limits,
+    runs_on_hopper,
     runs_on_triton,
 )
 from pbench.kernels.rotary_write_kv import (
@@ -75,13 +73,7 @@ def project_write_kv(
 
 def suits_hopper(x: torch.Tensor, kv: torch.Tensor) -> bool:
     """Whether the kernel of hopper_project.py computes this: on a Hopper GPU, for heads that its tiles fit."""
-    return (
-        is_known_triton()
-        and runs_on_triton(x)
-        and device_limits(x).capability == HOPPER
-        and x.element_size() == 2
-        and kv.shape[4] in (64, 128)
-    )
+    return runs_on_hopper(x) and x.element_size() == 2 and kv.shape[4] in (64, 128)
 
 
 def project_write_kv_reference(

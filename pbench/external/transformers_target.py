@@ -55,8 +55,6 @@ class TransformersTarget:
                 use_async_batching=None if options.has_async_steps else False,
             ),
         )
-        # Its stamps are of perf_counter, in seconds; on Linux that is the monotonic clock.
-        self._clock_offset_ns = time.monotonic_ns() - time.perf_counter_ns()
         self._requests: dict[str, tuple[Request, int]] = {}  # unfinished ones, and when they were added
         self._num_started_again = 0
 
@@ -73,6 +71,7 @@ class TransformersTarget:
 
         """
         name = str(request.request_id)
+        added_ns = time.monotonic_ns()  # before: the thread may schedule the request while the call still returns
         added = self._manager.add_request(
             list(request.prompt_token_ids),
             request_id=name,
@@ -82,7 +81,7 @@ class TransformersTarget:
         )
         if added is None:
             raise ExternalError("transformers takes no more requests: its generation thread has stopped")
-        self._requests[name] = (request, time.monotonic_ns())
+        self._requests[name] = (request, added_ns)
 
     def receive(self, timeout_ns: int) -> Received:
         """See ``ExternalTarget``.
@@ -112,14 +111,14 @@ class TransformersTarget:
         if known is None:
             return
         request, added_ns = known
-        times_ns = [round(stamp * 1e9) + self._clock_offset_ns for stamp in result.timestamps or ()]
+        times_ns = [_nanoseconds(stamp) for stamp in result.timestamps or ()]
         receipts += [Receipt(request.request_id, time_ns, 1) for time_ns in times_ns]
         status = "unfinished" if is_over else "failed" if result.error is not None else "finished"
         has_started_again = len(times_ns) < len(result.generated_tokens)
         self._num_started_again += has_started_again
         scheduled_ns = None
         if result.lifespan[0] > 0 and not has_started_again:
-            scheduled_ns = round(result.lifespan[0] * 1e9) + self._clock_offset_ns
+            scheduled_ns = _nanoseconds(result.lifespan[0])
         ended.append(
             RequestOutcome(
                 request_id=request.request_id,
@@ -214,6 +213,14 @@ class TransformersTarget:
         """See ``ExternalTarget``."""
         if self._manager.is_running():
             self._manager.stop(block=True, timeout=_STOP_S, hard_stop=True)
+
+
+def _nanoseconds(stamp: float) -> int:
+    """A stamp of transformers in nanoseconds of ``time.monotonic_ns()``.
+
+    It is of ``time.perf_counter()``, in seconds, which Linux and macOS read from the same clock.
+    """
+    return round(stamp * 1e9)
 
 
 def load_transformers(options: "EngineOptions", _access: "ServerAccess") -> TransformersTarget:

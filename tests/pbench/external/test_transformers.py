@@ -143,6 +143,23 @@ def test_every_family_has_our_weights_and_gives_our_tokens(changes: dict[str, An
     assert generated[0, len(PROMPTS[1]) :].tolist() == ours
 
 
+def test_a_request_counts_as_added_before_transformers_can_schedule_it(
+    target: TransformersTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = target._manager.add_request
+    entered_ns: list[int] = []
+
+    def note_and_add(*args: Any, **kwargs: Any) -> str:
+        entered_ns.append(time.monotonic_ns())
+        return str(add(*args, **kwargs))
+
+    monkeypatch.setattr(target._manager, "add_request", note_and_add)
+    [request] = requests_of(PROMPTS[:1], max_tokens=2)
+    target.add_request(request)
+    outcomes, _ = receive_all(target)
+    assert outcomes[0].added_ns <= entered_ns[0]
+
+
 def test_giving_up_tells_how_requests_stood(target: TransformersTarget) -> None:
     for request in requests_of(PROMPTS, max_tokens=200):
         target.add_request(request)

@@ -30,7 +30,7 @@ What is read before the kernel before is done
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -621,23 +621,19 @@ def _attend(
             soft_cap=soft_cap,
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
+    scales = (scale * LOG2_E, float(value_scale))
     if plan.box and soft_cap is None and (is_contiguous or kv_shape[3] % plan.box == 0):
         hopper = _hopper()
-        hopper.launch(
-            key,
-            (query, table, context_lens, out),
-            (scale * LOG2_E, float(value_scale), hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box)),
-            lambda: _first_on_hopper(query, kv, table, context_lens, out, plan, is_settled, is_contiguous),
-            plan.scratch,
-        )
+        rows = hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box)
+        without_kv, values = (query, table, context_lens, out), (*scales, rows)
+        if not hopper.launch.again(key, without_kv, values, plan.scratch):
+            first = partial(_first_on_hopper, query, kv, table, context_lens, out, plan, is_settled, is_contiguous)
+            hopper.launch(key, without_kv, values, first, plan.scratch)
         return out
-    _launch(
-        key,
-        (query, kv, table, context_lens, out),
-        (scale * LOG2_E, float(value_scale)),
-        lambda: _first_launch(query, kv, table, context_lens, out, plan, is_settled, is_contiguous, soft_cap),
-        plan.scratch,
-    )
+    tensors = (query, kv, table, context_lens, out)
+    if not _launch.again(key, tensors, scales, plan.scratch):
+        first = partial(_first_launch, query, kv, table, context_lens, out, plan, is_settled, is_contiguous, soft_cap)
+        _launch(key, tensors, scales, first, plan.scratch)
     return out
 
 

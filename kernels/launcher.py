@@ -68,15 +68,7 @@ class Launcher:
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
         """
-        addresses = tuple(map(_DATA_PTR, tensors))
-        low_bits = 0
-        for address in addresses:
-            low_bits |= address
-        if low_bits & 15:  # Triton compiles apart what is not aligned
-            key = (key, *[address & 15 for address in addresses])
-        relaunch = self._known.get(key)
-        if relaunch is not None and not is_compiling_ahead():
-            relaunch(addresses if scratch is None else addresses + scratch.addresses, values)
+        if self.again(key, tensors, values, scratch):
             return
         grid, integers, options = first()
         arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values)
@@ -84,7 +76,37 @@ class Launcher:
         if is_interpreted() or is_compiling_ahead():
             return
         constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
+        key = _with_alignment(key, tuple(map(_DATA_PTR, tensors)))
         self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)
+
+    def again(
+        self,
+        key: Hashable,
+        tensors: tuple[torch.Tensor, ...],
+        values: tuple[Any, ...],
+        scratch: "Scratch | None" = None,
+    ) -> bool:
+        """Launch as a call with these arguments would, but only if the key is known; return whether it is.
+
+        For what every layer calls: to make a ``first`` of all that it needs takes the host longer than to look here.
+        """
+        addresses = tuple(map(_DATA_PTR, tensors))
+        low_bits = 0
+        for address in addresses:
+            low_bits |= address
+        if low_bits & 15:
+            key = _with_alignment(key, addresses)
+        relaunch = self._known.get(key)
+        if relaunch is None or is_compiling_ahead():
+            return False
+        relaunch(addresses if scratch is None else addresses + scratch.addresses, values)
+        return True
+
+
+def _with_alignment(key: Hashable, addresses: tuple[int, ...]) -> Hashable:
+    """Triton compiles apart what is not aligned."""
+    low_bits = [address & 15 for address in addresses]
+    return (key, *low_bits) if any(low_bits) else key
 
 
 def _relaunch(

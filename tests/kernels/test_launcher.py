@@ -52,6 +52,19 @@ def test_the_second_launch_of_a_key_goes_straight_to_what_was_compiled(kernel):
     assert kernel.direct == [((3, 2, 1), (y.data_ptr(), x.data_ptr(), *scratch.addresses, 5, 0.25, 8, True))]
 
 
+def test_only_what_is_known_is_launched_again(kernel):
+    launch = Launcher(kernel)
+    x, y, scratch = torch.zeros(8), torch.zeros(8), Scratch(torch.zeros(4))
+    assert not launch.again("key", (x, y), (0.5,), scratch)
+    assert not kernel.through_triton
+    launch("key", (x, y), (0.5,), lambda: Launch((3, 2, 1), (5,), OPTIONS), scratch)
+    assert launch.again("key", (y, x), (0.25,), scratch)
+    assert kernel.direct == [((3, 2, 1), (y.data_ptr(), x.data_ptr(), *scratch.addresses, 5, 0.25, 8, True))]
+    assert not launch.again("other", (x, y), (0.5,), scratch)
+    assert not launch.again("key", (x[1:], y), (0.5,), scratch), "aligned otherwise"
+    assert len(kernel.direct) == 1
+
+
 def test_another_key_and_another_alignment_go_through_triton(kernel):
     kernel.arg_names = kernel.arg_names[:2] + kernel.arg_names[3:]
     launch = Launcher(kernel)

@@ -1,7 +1,7 @@
 import json
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,12 +38,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == [0, []]
 
 
-def test_help_answers_in_under_half_a_second() -> None:
+def test_help_takes_under_half_a_second() -> None:
     durations_s = []
     for _ in range(5):
-        start_s = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "pbench", "--help"], capture_output=True, check=True)
-        durations_s.append(time.perf_counter() - start_s)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # The processor's time, not the clock's: it may have other things to do.
+        durations_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         if durations_s[-1] < 0.5:
             return
     pytest.fail(f"pbench --help took {min(durations_s):.2f} s")

@@ -47,14 +47,14 @@ def test_mooncakes_ideal_hits_are_the_known_ones(
 ) -> None:
     workload = load_workload(str(mooncake_trace))
     assert workload.hash_block_size == 512
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     hits = ideal_hits(
         workload.requests,
         block_size=512,
         capacities=[None, 1_000, 10_000, 50_000],
         is_partial_counted=is_partial_counted,
     )
-    assert time.perf_counter() - start_s < 10
+    assert time.process_time() - start_s < 10
     assert tuple(round(100 * each.rate, 2) for each in hits) == rates
 
 

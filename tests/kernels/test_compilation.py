@@ -3,9 +3,11 @@
 The compiler and the interpreter exclude each other in one process, so this file runs itself in another.
 """
 
+import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -51,21 +53,41 @@ FLOAT64_POINTERS = {"rules_ptr": "*fp64"}
 FLOATS = ("scale_log2", "value_scale", "key_factor", "value_factor", "fp8_max", "eps")
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_every_kernel_compiles(tmp_path):
+def modules_with_kernels():
+    kernels = Path(pbench.__file__).parent / "kernels"
+    return sorted(path.stem for path in kernels.glob("*.py") if "_kernel(" in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """Of every module that was tried: why it does not compile, or nothing."""
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(tmp_path),
+        "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
         "PYTHONPATH": str(Path(pbench.__file__).parents[1]),
     }
     done = subprocess.run(
         [sys.executable, "-P", __file__], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    compiled = set(done.stdout.split())
-    assert compiled == {
-        path.stem for path in Path(pbench.__file__).parent.glob("kernels/*.py") if "_kernel(" in path.read_text()
-    }
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("module", modules_with_kernels())
+def test_every_kernel_compiles(module, failures):
+    assert not failures[module], failures[module]
+
+
+def compile_all():
+    failures = {}
+    for module in modules_with_kernels():
+        try:
+            globals()[f"compile_{module}"]()
+            failures[module] = ""
+        except Exception:
+            failures[module] = traceback.format_exc()
+    print(json.dumps(failures))
 
 
 def compile_kernel(kernel, constants, dtype="bf16", is_fp8=False, tiles=None, **options):
@@ -117,64 +139,70 @@ def check_waits_first(ptx):
     assert ptx.index("griddepcontrol.wait") < ptx.index("griddepcontrol.launch_dependents")
 
 
-def compile_all():
-    from pbench.kernels import (
-        choose_tokens,
-        copy_blocks,
-        copy_numbers,
-        decode_attention,
-        decode_plan,
-        few_rows_matmul,
-        gated_matmul,
-        hopper_decode,
-        hopper_few_rows,
-        hopper_most_likely,
-        hopper_prefill,
-        hopper_project,
-        matmul,
-        most_likely,
-        prefill_attention,
-        rms_norm,
-        rotary_write_kv,
-        shared_attention,
-        silu_and_mul,
-        update_tables,
-    )
+def compile_choose_tokens():
+    from pbench.kernels import choose_tokens
 
     for has_seen, dtype in ((False, "bf16"), (True, "fp32")):
         row = {"VOCAB_SIZE": 151936, "HAS_SEEN": has_seen, "TILE": 4096, "NUM_PIVOTS": 8}
         compile_kernel(choose_tokens._choose_tokens_kernel, row, dtype, num_warps=16)
-    print("choose_tokens")
+
+
+def compile_copy_blocks():
+    from pbench.kernels import copy_blocks
+
     compile_kernel(copy_blocks._copy_blocks_kernel, {"BLOCK_NUMEL": 32768, "TILE_SIZE": 2048}, num_warps=8)
-    print("copy_blocks")
+
+
+def compile_copy_numbers():
+    from pbench.kernels import copy_numbers
+
     for is_upload in (False, True):
         numbers = {"IS_UPLOAD": is_upload, "TILE_SIZE": copy_numbers.TILE_SIZE}
         compile_kernel(copy_numbers._copy_numbers_kernel, numbers)
-    print("copy_numbers")
-    layouts = [(128, "bf16", False), (128, "bf16", True), (80, "fp32", False)]
-    for dim, dtype, is_contiguous in layouts:
+
+
+def addressings():
+    """How the attention of all GPUs finds K and V, and their dtype."""
+    for head_dim, dtype, is_contiguous in ((128, "bf16", False), (128, "bf16", True), (80, "fp32", False)):
         # Without tensor cores, which float32 does not use, a large tile is much code.
         tile = {"TILE_TOKENS": 16 if dtype == "fp32" else 32, "TILE_DIMS": 128}
-        constants = HEADS | tile | {"HEAD_DIM": dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": is_contiguous}
-        rows = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
-        rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8, "READS_AHEAD": not is_contiguous}
-        for has_shared in {False, not is_contiguous}:
-            decode = constants | rows | {"HAS_SHARED": has_shared}
+        addressing = {"HEAD_DIM": head_dim, "BLOCK_SIZE": 16, "IS_CONTIGUOUS": is_contiguous}
+        yield HEADS | tile | addressing, dtype
+
+
+def compile_decode_attention():
+    from pbench.kernels import decode_attention
+
+    kernel = decode_attention._decode_attention_kernel
+    rows = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "DOT_ROWS": 16, "IS_EARLY": True}
+    rows |= {"TILE_PIECES": 16, "FEW_PIECES": 8}
+    for addressing, dtype in addressings():
+        is_paged = not addressing["IS_CONTIGUOUS"]
+        decode = addressing | rows | {"READS_AHEAD": is_paged}
+        for has_shared in {False, is_paged}:
             for is_fp8 in (False, True):
-                compiled = compile_kernel(
-                    decode_attention._decode_attention_kernel, decode | FULL, dtype, is_fp8, maxnreg=168
-                )
-                if rows["READS_AHEAD"]:
+                whole = decode | FULL | {"HAS_SHARED": has_shared}
+                compiled = compile_kernel(kernel, whole, dtype, is_fp8, maxnreg=168)
+                if is_paged:
                     check_wait_in_loop(compiled.asm["ptx"])
-        cut = constants | rows | {"HAS_SHARED": False} | CUT
-        compile_kernel(decode_attention._decode_attention_kernel, cut, dtype, maxnreg=168)
-        prefill = constants | FULL | {"TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
+        compile_kernel(kernel, decode | CUT | {"HAS_SHARED": False}, dtype, maxnreg=168)
+
+
+def compile_prefill_attention():
+    from pbench.kernels import prefill_attention
+
+    kernel = prefill_attention._prefill_attention_kernel
+    for addressing, dtype in addressings():
+        prefill = addressing | FULL | {"TILE_SEQUENCES": 64, "IS_MASKED_THROUGHOUT": False}
         prefill["TILE_ROWS"] = 16 if dtype == "fp32" else 32
         for variant in ({}, {"IS_MASKED_THROUGHOUT": True}, CUT):
-            compile_kernel(prefill_attention._prefill_attention_kernel, prefill | variant, dtype)
-        compile_kernel(prefill_attention._prefill_attention_kernel, prefill, dtype, is_fp8=True)
-    print("decode_attention")
-    print("prefill_attention")
+            compile_kernel(kernel, prefill | variant, dtype)
+        compile_kernel(kernel, prefill, dtype, is_fp8=True)
+
+
+def compile_hopper_prefill():
+    from pbench.kernels import hopper_prefill
+
     for head_dim, block_size, dtype, cut, tile_tokens in (
         (128, 16, "bf16", FULL, 64),
         (64, 64, "fp16", CUT, 128),
@@ -184,7 +212,11 @@ def compile_all():
         paged = HEADS | cut | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "TILE_TOKENS": tile_tokens, "BOX": box}
         boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
         compile_gluon_kernel(hopper_prefill._hopper_prefill_kernel, paged, {"kv": boxes}, dtype, num_warps=4)
-    print("hopper_prefill")
+
+
+def compile_hopper_decode():
+    from pbench.kernels import hopper_decode, hopper_kv
+
     for head_dim, block_size, dtype, is_contiguous, tiling, num_ahead in (
         (128, 16, "bf16", False, hopper_decode.TILING, 2),
         (64, 256, "fp16", False, hopper_decode.TILING_OF_FEW, 0),
@@ -194,20 +226,28 @@ def compile_all():
         paged = HEADS | {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "IS_CONTIGUOUS": is_contiguous, "BOX": box}
         paged |= {"NUM_ABREAST": 4, "NUM_FIELDS": 9, "TILE_ROWS": 4, "TILES_AHEAD": num_ahead}
         paged |= {"NUM_HELD": tiling.tiles_in_flight * 128 // head_dim}
-        boxes = f"tensordesc<{dtype}[{box}, {hopper_prefill.PANEL_DIMS.value}],{hopper_prefill.SWIZZLED.value!r}>"
+        boxes = f"tensordesc<{dtype}[{box}, {hopper_kv.PANEL_DIMS.value}],{hopper_kv.SWIZZLED.value!r}>"
         registers = hopper_decode.num_registers(tiling)
         compiled = compile_gluon_kernel(
             hopper_decode._hopper_decode_kernel, paged, {"kv": boxes}, dtype, num_warps=4, maxnreg=registers
         )
         assert compiled.metadata.shared * tiling.programs_per_sm < 227 * 1024
-    print("hopper_decode")
+
+
+def compile_shared_attention():
+    from pbench.kernels import shared_attention
+
     shared = HEADS | {"HEAD_DIM": 128, "BLOCK_SIZE": 16, "TILE_TOKENS": 64, "TILE_DIMS": 128, "TILE_FIELDS": 5}
     shared |= {"TILE_ROWS": 128, "IS_EARLY": True}
     for cap in (None, 50.0):
         capped = shared | {"SOFT_CAP": cap}
         compiled = compile_kernel(shared_attention._shared_attention_kernel, capped, num_warps=8, num_stages=3)
         check_waits_first(compiled.asm["ptx"])
-    print("shared_attention")
+
+
+def compile_matmul():
+    from pbench.kernels import matmul
+
     for dtype, tiling in (("bf16", matmul.TILING_16_BIT), ("fp32", matmul.TILING_32_BIT)):
         product = {
             "HAS_BIAS": dtype == "fp32",
@@ -220,29 +260,53 @@ def compile_all():
         }
         options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
         compile_kernel(matmul._matmul_kernel, product, dtype, **options)
-    print("matmul")
+
+
+def compile_decode_plan():
+    from pbench.kernels import decode_plan
+
     plan = {"NUM_ROWS": 8, "NUM_ABREAST": 4, "NUM_FIELDS": 9, "MIN_CHUNK": 4, "TILE_TOKENS": 64, "TILE_SEQUENCES": 1024}
     for has_shared, window in ((True, None), (False, 4096)):
         variant = {"HAS_SHARED": has_shared, "WINDOW": window, "MAY_BE_SETTLED": has_shared, "TILES_AHEAD": 2}
         compile_kernel(decode_plan._decode_plan_kernel, plan | variant)
-    print("decode_plan")
+
+
+def compile_rms_norm():
+    from pbench.kernels import rms_norm
+
     for has_residual, num_parts in ((False, None), (True, None), (True, 4)):
         row = {"HAS_RESIDUAL": has_residual, "SIZE": 4096, "TILE_ROWS": 1, "TILE_SIZE": 4096}
         is_early = num_parts is not None
         row |= {"NUM_PARTS": num_parts, "IS_EARLY": is_early, "LETS_EARLY": False}
         row |= {"FETCH_SIZE": 512 if is_early else None}
         compile_kernel(rms_norm._rms_norm_kernel, row, launch_pdl=is_early)
-    print("rms_norm")
+
+
+def compile_silu_and_mul():
+    from pbench.kernels import silu_and_mul
+
     compile_kernel(silu_and_mul._silu_and_mul_kernel, {"SIZE": 14336, "TILE_SIZE": 1024})
-    print("silu_and_mul")
+
+
+def compile_update_tables():
+    from pbench.kernels import update_tables
+
     compile_kernel(update_tables._update_tables_kernel, {"TILE_SIZE": 512})
-    print("update_tables")
+
+
+def compile_rotary_write_kv():
+    from pbench.kernels import rotary_write_kv
+
     for is_fp8, has_norm in ((False, False), (False, True), (True, False)):
         plane = {"HALF_DIM": 64, "TILE_HEADS": 16, "TILE_KV_HEADS": 8, "TILE_DIMS": 64}
         rotated = HEADS | plane | {"IS_FP8": is_fp8, "HAS_NORM": has_norm, "IS_EARLY": True}
         compiled = compile_kernel(rotary_write_kv._rotary_write_kv_kernel, rotated, is_fp8=is_fp8)
         check_waits_first(compiled.asm["ptx"])
-    print("rotary_write_kv")
+
+
+def compile_hopper_project():
+    from pbench.kernels import hopper_project
+
     swizzled = repr(hopper_project.SWIZZLED.value)
     for num_rows, head_dim, dtype, is_fp8 in (
         (8, 128, "bf16", True),
@@ -269,7 +333,11 @@ def compile_all():
         project = hopper_project._hopper_project_kernel
         compiled = compile_gluon_kernel(project, projected, boxes, dtype, is_fp8, **options)
         check_waits_first(compiled.asm["ptx"])
-    print("hopper_project")
+
+
+def compile_few_rows_matmul():
+    from pbench.kernels import few_rows_matmul
+
     for num_rows in (16, 32, 64, 256):
         tiling = few_rows_matmul.few_rows_tiling(num_rows)
         for num_parts, has_bias in ((8, False), (1, True)):
@@ -290,6 +358,12 @@ def compile_all():
             }
             options = {"num_warps": 4, "num_stages": tiling.num_stages, "launch_pdl": True}
             compile_kernel(few_rows_matmul._few_rows_matmul_kernel, product, tiles=tiles, **options)
+
+
+def compile_gated_matmul():
+    from pbench.kernels import gated_matmul
+
+    for num_rows in (16, 32, 64, 256):
         gated = gated_matmul.gated_tiling(num_rows, 3072, 132)
         product = {
             "NUM_COLUMNS": 3072,
@@ -305,8 +379,11 @@ def compile_all():
         }
         options = {"num_warps": 4, "num_stages": gated.num_stages, "launch_pdl": True}
         compile_kernel(gated_matmul._gated_matmul_kernel, product, tiles=tiles, **options)
-    print("few_rows_matmul")
-    print("gated_matmul")
+
+
+def compile_hopper_few_rows():
+    from pbench.kernels import hopper_few_rows
+
     columns, turns = hopper_few_rows.SWIZZLED.value, hopper_few_rows.SWIZZLED_TURNS.value
     for is_gated, first_rows, more_rows, num_tiles, dtype in (
         (False, 128, 0, 6, "bf16"),
@@ -324,12 +401,20 @@ def compile_all():
         held |= {"NUM_TILES_HELD": 4}
         kernel = hopper_few_rows._hopper_few_rows_kernel
         compile_gluon_kernel(kernel, held, tiles, dtype if is_gated else "fp32", num_warps=4)
-    print("hopper_few_rows")
+
+
+def compile_most_likely():
+    from pbench.kernels import most_likely
+
     row = {"VOCAB_SIZE": 151936, "TILE_SIZE": 4096, "IS_ALIGNED": True, "LETS_EARLY": True}
     compile_kernel(most_likely._most_likely_kernel, row, num_warps=4)
     merged = {"VOCAB_SIZE": 151936, "NUM_TILES": 38, "MAX_TILES": 64, "IS_EARLY": True}
     compile_kernel(most_likely._merge_kernel, merged, num_warps=1)
-    print("most_likely")
+
+
+def compile_hopper_most_likely():
+    from pbench.kernels import hopper_most_likely
+
     for num_rows, dtype in ((8, "bf16"), (96, "bf16"), (144, "fp16"), (192, "bf16"), (256, "bf16")):
         tiling = hopper_most_likely.next_tiling(num_rows, 151936, 132)
         constants = {"VOCAB_SIZE": 151936, "NUM_DEPTHS": 16, "ROWS": tiling.rows, "MORE_ROWS": tiling.more_rows}
@@ -345,7 +430,6 @@ def compile_all():
         }
         kernel, options = hopper_most_likely._hopper_most_likely_kernel, {"num_warps": tiling.num_warps}
         compile_gluon_kernel(kernel, constants, boxes, dtype, launch_pdl=True, **options)
-    print("hopper_most_likely")
 
 
 if __name__ == "__main__":

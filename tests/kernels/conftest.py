@@ -1,11 +1,16 @@
 """What the tests of the kernels share: where they run, and pools whose every unused slot is poison."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import pbench
 from pbench.kernels.compiler import HAS_TRITON, is_interpreted
 
 
@@ -44,6 +49,31 @@ def attention_dtype(request: pytest.FixtureRequest, device: str) -> tuple[torch.
     if device == "cpu" and request.param[0] is torch.bfloat16:
         pytest.skip("Triton's interpreter does not multiply bfloat16 matrices")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def run_with_compiler(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Runs a file of this folder by itself, with Triton's compiler, and returns what it prints.
+
+    The compiler and the interpreter exclude each other in one process.
+    """
+    if not HAS_TRITON:
+        pytest.skip("Triton is not installed")
+
+    def run(file: str) -> str:
+        path = (str(Path(pbench.__file__).parents[1]), str(Path(__file__).parent))
+        environment = os.environ | {
+            "TRITON_INTERPRET": "0",
+            "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")),
+            "PYTHONPATH": os.pathsep.join(path),
+        }
+        done = subprocess.run(
+            [sys.executable, "-P", file], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,9 @@
 """Launches that are repeated are the launches that Triton made, argument by argument."""
 
-import os
-import subprocess
-import sys
-from itertools import chain
-from pathlib import Path
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-import pbench
 from pbench.kernels import launcher as launcher_module
-from pbench.kernels.compiler import HAS_TRITON
 from pbench.kernels.decode_attention import decode_attention, decode_attention_reference, plan_for
 from pbench.kernels.launcher import Checked, Known, Launch, Launcher, SameTensors, Scratch, layout_of, short_key
 
@@ -169,18 +160,8 @@ def test_repeated_launches_are_right_whatever_is_where(build_cache):
     assert len(plans) == 1
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
-    environment = os.environ | {
-        "TRITON_INTERPRET": "0",
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(Path(pbench.__file__).parents[1]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-P", __file__], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
+def test_triton_gets_the_arguments_of_its_own_launch(run_with_compiler):
+    assert run_with_compiler(__file__).split() == [
         "decode_plan",
         "decode_attention",
         "hopper_decode",
@@ -189,50 +170,6 @@ def test_triton_gets_the_arguments_of_its_own_launch(tmp_path):
         "hopper_prefill",
         "rotary_write_kv",
     ]
-
-
-class FakeLauncher:
-    """Notes what Triton would hand to the driver: of a descriptor a tensor map, its shape and its strides."""
-
-    def __init__(self, metadata, launches):
-        from triton.backends.nvidia.driver import make_tensordesc_arg
-
-        def launcher(*arguments):
-            launches.append(arguments)
-
-        def inner(*arguments):
-            parts = [make_tensordesc_arg(one, *layouts) if hasattr(one, "block_shape") else [one] for one in arguments]
-            launcher(*chain.from_iterable(parts))
-
-        layouts = getattr(metadata, "tensordesc_meta", None) or []
-        self.launch = inner
-
-    def __call__(self, *arguments):
-        self.launch(*arguments)
-
-
-def without_a_gpu():
-    """A driver that compiles for a Hopper GPU and, where it would launch, notes what it is given."""
-    from triton.backends.compiler import GPUTarget
-    from triton.runtime import driver
-
-    launches = []
-    properties = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32}
-    driver.set_active(
-        SimpleNamespace(
-            get_current_device=lambda: 0,
-            get_current_stream=lambda _device: 7,
-            get_current_target=lambda: GPUTarget("cuda", 90, 32),
-            launcher_cls=lambda _source, metadata: FakeLauncher(metadata, launches),
-            utils=SimpleNamespace(
-                load_binary=lambda *_: ("module", "function", 32, 0, 1024),
-                get_device_properties=lambda _: properties,
-                fill_tma_descriptor=lambda *arguments: arguments,  # the name of Triton 3.6
-                fill_tma_descriptor_tiled=lambda *arguments: arguments,
-            ),
-        )
-    )
-    return launches
 
 
 def check_twice(launches, call, num_rebuilt=0):
@@ -269,6 +206,8 @@ def check_twice(launches, call, num_rebuilt=0):
 
 
 def check_against_triton():
+    from driver_without_gpu import without_a_gpu
+
     from pbench.kernels import hopper_decode
     from pbench.kernels.decode_attention import _plan, decode_attention_triton
     from pbench.kernels.decode_plan import plan_decode

@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from pbench.kernels.launch import DeviceLimits, next_power_of_2
+from pbench.kernels.launch import HOPPER, DeviceLimits, next_power_of_2
 
-# Shared memory of a decode program beside its tiles, for reductions and for the weights on their way to the second
-# product.
-SCRATCH_BYTES = 8 * 1024
+SYSTEM_BYTES = 1024  # of shared memory, that each program costs beside its own; a multiprocessor has as many more
+MIN_ROWS = 16  # of a product of the matrix units
+WGMMA_ROWS = 64
 
 
 class DecodeTiling(NamedTuple):
@@ -70,15 +70,39 @@ def decode_rule(limits: DeviceLimits, operands: Operands, num_rows: int = 0) -> 
     token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
     # On an H200 four of half the size took 1 to 2 us less for more rows than there are programs of the others, and a
     # tenth less where KV is found in the second-level cache; for fewer rows they have too many pieces to merge.
-    has_room = 4 * (2 * 32 * token_bytes + SCRATCH_BYTES) <= limits.shared_memory_bytes
-    if num_rows > 2 * limits.num_sms and token_bytes == 512 and operands.group <= 16 and has_room:
-        return DecodeTiling(32, 2, 2, 4, 8)
+    of_many = DecodeTiling(32, 2, 2, 4, 8)
+    is_suited = num_rows > 2 * limits.num_sms and token_bytes == 512 and operands.group <= 16
+    if is_suited and programs_fit(of_many, limits, operands):
+        return of_many
     # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
     for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2)):
-        program_bytes = 2 * tile_tokens * token_bytes + SCRATCH_BYTES
-        if program_bytes * programs_per_sm <= limits.shared_memory_bytes:
-            return DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
+        tiling = DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
+        if programs_fit(tiling, limits, operands):
+            return tiling
     return DecodeTiling(16, 2, 4, 1, 16)
+
+
+def programs_fit(tiling: DecodeTiling, limits: DeviceLimits, operands: Operands) -> bool:
+    """Whether a multiprocessor's memory holds as many programs as are meant to be there together.
+
+    One that does not fit waits until another ends: the last ones then run with less of their KV on its way.
+    """
+    token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
+    tiles_bytes = tiling.tiles_in_flight * tiling.tile_tokens * token_bytes
+    program_bytes = tiles_bytes + _scratch_bytes(limits, operands) + SYSTEM_BYTES
+    return tiling.programs_per_sm * program_bytes <= limits.shared_memory_bytes + SYSTEM_BYTES
+
+
+def _scratch_bytes(limits: DeviceLimits, operands: Operands) -> int:
+    """What a decode program has beside its tiles at most: sums on their way, and weights and queries.
+
+    As Triton 3.6 and 3.7 lay it out. Products of whole warpgroups have the most: they take both operands from there.
+    """
+    rows = min(max(next_power_of_2(operands.group), MIN_ROWS), WGMMA_ROWS)
+    dims = next_power_of_2(operands.head_dim)
+    if rows == WGMMA_ROWS and operands.query_bytes == 2 and limits.capability == HOPPER:
+        return rows * dims * 4 * operands.kv_bytes
+    return rows * max(dims, 128) * (4 if rows == MIN_ROWS else operands.query_bytes)
 
 
 def prefill_rule(limits: DeviceLimits, operands: Operands, num_rows: int) -> PrefillTiling:

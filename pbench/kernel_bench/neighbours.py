@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pbench.kernels.launch import DeviceLimits, next_power_of_2
-from pbench.kernels.tiling import SCRATCH_BYTES, DecodeTiling, Operands, PrefillTiling, SharedTiling, Tiling
+from pbench.kernels.tiling import DecodeTiling, Operands, PrefillTiling, SharedTiling, Tiling, programs_fit
 
 # Below so many registers a thread keeps its sums in memory.
 MIN_REGISTERS = 64
@@ -40,15 +40,13 @@ def _decode_steps(tiling: DecodeTiling) -> Iterator[DecodeTiling]:
 
 
 def _is_decode_possible(tiling: DecodeTiling, limits: DeviceLimits, operands: Operands) -> bool:
-    token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
-    program_bytes = tiling.tiles_in_flight * tiling.tile_tokens * token_bytes + SCRATCH_BYTES
     return (
         16 <= tiling.tile_tokens <= 256
         and 1 <= tiling.tiles_in_flight <= 5
         and 2 <= tiling.num_warps <= 8
         and tiling.programs_per_sm >= 1
         and 1 <= tiling.min_chunk <= 64
-        and tiling.programs_per_sm * program_bytes <= limits.shared_memory_bytes
+        and programs_fit(tiling, limits, operands)
         and tiling.programs_per_sm * tiling.num_warps * 32 * MIN_REGISTERS <= SM_REGISTERS
     )
 

@@ -37,7 +37,7 @@ from pbench.kernels.launch import (
     next_power_of_2,
     runs_on_triton,
 )
-from pbench.kernels.launcher import Checked, Launch, Launcher, layout_of
+from pbench.kernels.launcher import Checked, Launch, Launcher, layout_of, short_key
 from pbench.kernels.rms_norm import rms_norm_reference
 
 MAX_TILE_NUMEL = 2048  # of the heads that one program treats
@@ -238,7 +238,7 @@ def rotary_write_kv(
     Raises:
         ValueError: a shape, dtype or stride that does not fit, naming the argument.
     """
-    layout = _layout(query, key, value, rotation, kv, slots)
+    layout = short_key(_layout(query, key, value, rotation, kv, slots))
     if layout not in _checked:
         _check(query, key, value, rotation, kv, slots)
         _checked.add(layout)
@@ -265,7 +265,7 @@ def rotary_write_kv_triton(
     cos_sin, positions, norms = rotation
     query_weight, key_weight, eps = norms or (query, query, 0.0)
     _launch(
-        layout or _layout(query, key, value, rotation, kv, slots),
+        _layout(query, key, value, rotation, kv, slots) if layout is None else layout,
         (query, key, value, kv, slots, cos_sin, positions, query_weight, key_weight),
         (float(eps), 1 / key_scale, 1 / value_scale, FP8_MAX),
         lambda: _first_launch(query, key, value, kv, has_norm=norms is not None),

@@ -51,7 +51,7 @@ from pbench.kernels.launch import (
 from pbench.kernels.launcher import Checked, Launch, Launcher
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
-from pbench.kernels.tiling import Operands, SharedTiling
+from pbench.kernels.tiling import MIN_ROWS, Operands, SharedTiling, program_bytes
 from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tiling
 
 # Numbers of a row's pieces that a thread holds at once when it merges them; half as many where it has no registers for
@@ -678,6 +678,9 @@ def _first_launch(
     is_early = can_launch_early(kv)
     thread_numel = MERGE_NUMEL if tiling.max_registers >= MERGE_REGISTERS else MERGE_NUMEL // 2
     tile_pieces = max(tiling.num_warps * 32 * thread_numel // (plan.tile_rows * tile_dims), 1)
+    if plan.tile_rows > MIN_ROWS:  # the pieces of so many rows Triton 3.6 adds up through shared memory
+        most = program_bytes(tiling, device_limits(kv)) // (plan.tile_rows * tile_dims * 4)
+        tile_pieces = min(tile_pieces, 1 << (max(most, 1).bit_length() - 1))
     options = {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
@@ -689,7 +692,7 @@ def _first_launch(
         "NUM_ABREAST": plan.num_abreast,
         "NUM_FIELDS": NUM_FIELDS,
         "TILE_ROWS": plan.tile_rows,
-        "DOT_ROWS": max(plan.tile_rows, 16),
+        "DOT_ROWS": max(plan.tile_rows, MIN_ROWS),
         "TILE_TOKENS": tiling.tile_tokens,
         "TILE_DIMS": tile_dims,
         "TILE_PIECES": tile_pieces,

@@ -75,7 +75,7 @@ def decode_rule(limits: DeviceLimits, operands: Operands, num_rows: int = 0) -> 
     if is_suited and programs_fit(of_many, limits, operands):
         return of_many
     # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
-    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2)):
+    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2), (64, 1), (32, 1)):
         tiling = DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
         if programs_fit(tiling, limits, operands):
             return tiling
@@ -89,20 +89,22 @@ def programs_fit(tiling: DecodeTiling, limits: DeviceLimits, operands: Operands)
     """
     token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
     tiles_bytes = tiling.tiles_in_flight * tiling.tile_tokens * token_bytes
-    program_bytes = tiles_bytes + _scratch_bytes(limits, operands) + SYSTEM_BYTES
-    return tiling.programs_per_sm * program_bytes <= limits.shared_memory_bytes + SYSTEM_BYTES
+    return tiles_bytes + _scratch_bytes(limits, operands) <= program_bytes(tiling, limits)
+
+
+def program_bytes(tiling: DecodeTiling, limits: DeviceLimits) -> int:
+    """The shared memory that each program can have, if so many are to fit a multiprocessor."""
+    return (limits.shared_memory_bytes + SYSTEM_BYTES) // tiling.programs_per_sm - SYSTEM_BYTES
 
 
 def _scratch_bytes(limits: DeviceLimits, operands: Operands) -> int:
-    """What a decode program has beside its tiles at most: sums on their way, and weights and queries.
+    """What a decode program has beside its tiles at most, as Triton 3.6 and 3.7 lay it out: sums on their way.
 
-    As Triton 3.6 and 3.7 lay it out. Products of whole warpgroups have the most: they take both operands from there.
+    Products of whole warpgroups need more: they take weights and queries from there.
     """
     rows = min(max(next_power_of_2(operands.group), MIN_ROWS), WGMMA_ROWS)
-    dims = next_power_of_2(operands.head_dim)
-    if rows == WGMMA_ROWS and operands.query_bytes == 2 and limits.capability == HOPPER:
-        return rows * dims * 4 * operands.kv_bytes
-    return rows * max(dims, 128) * (4 if rows == MIN_ROWS else operands.query_bytes)
+    has_wgmma = rows == WGMMA_ROWS and limits.capability == HOPPER and operands.kv_bytes == 2
+    return rows * next_power_of_2(operands.head_dim) * (8 if has_wgmma else 4)
 
 
 def prefill_rule(limits: DeviceLimits, operands: Operands, num_rows: int) -> PrefillTiling:

@@ -183,8 +183,9 @@ class Runner:
 
     def _mixed_layout(self, size: int) -> Layout:
         """Of captured steps of so many tokens, with prompts."""
-        num_decodes, num_prefills = (min(most, self.config.max_running) for most in (size, max_prefills(size)))
-        return Layout(size, num_decodes, num_prefills, self._batches.width, self._batches.can_share)
+        most = self.config.max_running
+        num_prefills = min(max_prefills(size), most)
+        return Layout(size, min(size, most), num_prefills, self._batches.width, self._batches.can_share)
 
     def _captured_layout(self, step: StepRows, plan: StepPlan) -> Layout | None:
         """The smallest layout with a graph that holds a step; None when there is none."""

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from pbench.kernels.compiler import jit, let_next_launch, tl, wait_and_let_next, wait_for_previous
-from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, row_tiles, tiles_start, window_start
+from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan, plan_decode, tiles_start, window_start
 from pbench.kernels.kv_layout import check_attention, gather_kv, load_block_ids
 from pbench.kernels.kv_tiles import load_rows, query_parts, tile_dims_of, whole, zero_parts
 from pbench.kernels.launch import (
@@ -51,7 +51,7 @@ from pbench.kernels.launch import (
 from pbench.kernels.launcher import Checked, Launch, Launcher
 from pbench.kernels.online_softmax import attend_tile
 from pbench.kernels.shared_attention import SharedRuns, merge_shared, shared_attention_triton
-from pbench.kernels.tiling import MIN_ROWS, Operands, SharedTiling, program_bytes
+from pbench.kernels.tiling import MIN_ROWS, Operands, SharedTiling, program_bytes, row_tiles
 from pbench.kernels.tuning_table import choose_decode_tiling, choose_shared_tiling
 
 # Numbers of a row's pieces that a thread holds at once when it merges them; half as many where it has no registers for

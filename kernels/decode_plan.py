@@ -21,10 +21,10 @@ from dataclasses import dataclass
 import torch
 
 from pbench.kernels.compiler import jit, tl
-from pbench.kernels.launch import ceil_div, device_limits, next_power_of_2
+from pbench.kernels.launch import device_limits
 from pbench.kernels.launcher import Launch, Launcher, SameTensors, Scratch, layout_of, short_key
 from pbench.kernels.shared_attention import MAX_LEVELS, SharedRuns
-from pbench.kernels.tiling import DecodeTiling
+from pbench.kernels.tiling import DecodeTiling, row_tiles
 
 TILE_SEQUENCES = 1024
 
@@ -302,9 +302,3 @@ def _first_launch(plan: DecodePlan) -> Launch:
         "NUM_FIELDS": NUM_FIELDS,
     }
     return Launch((plan.num_programs, 1, 1), (plan.num_sequences, plan.num_programs), options)
-
-
-def row_tiles(group: int) -> tuple[int, int]:
-    """Query heads in a tile, a power of two, for the ``group`` of one KV head, and how many such tiles."""
-    tile_rows = min(next_power_of_2(group), 64)
-    return tile_rows, ceil_div(group, tile_rows)

@@ -8,11 +8,11 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from pbench.kernels.launch import HOPPER, DeviceLimits, next_power_of_2
+from pbench.kernels.launch import HOPPER, DeviceLimits, ceil_div, next_power_of_2
 
 SYSTEM_BYTES = 1024  # of shared memory, that each program costs beside its own; a multiprocessor has as many more
 MIN_ROWS = 16  # of a product of the matrix units
-WGMMA_ROWS = 64
+MAX_ROWS = 64  # of a tile of decodes
 
 
 class DecodeTiling(NamedTuple):
@@ -64,22 +64,32 @@ class Operands(NamedTuple):
         """Of queries ``(num_tokens, num_heads, head_dim)`` over one layer of the pool (kv_layout.py)."""
         return cls(query.shape[2], query.shape[1] // kv.shape[2], query.element_size(), kv.element_size())
 
+    @property
+    def token_bytes(self) -> int:
+        """Of K and V of a token in a tile."""
+        return 2 * next_power_of_2(self.head_dim) * self.kv_bytes
+
+
+def row_tiles(group: int) -> tuple[int, int]:
+    """Query heads in a tile of decodes, a power of two, for the ``group`` of one KV head, and how many such tiles."""
+    tile_rows = min(next_power_of_2(group), MAX_ROWS)
+    return tile_rows, ceil_div(group, tile_rows)
+
 
 def decode_rule(limits: DeviceLimits, operands: Operands, num_rows: int = 0) -> DecodeTiling:
     """As much in flight as a multiprocessor's memory holds; for many (sequence, KV head) pairs by more programs."""
-    token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
     # On an H200 four of half the size took 1 to 2 us less for more rows than there are programs of the others, and a
     # tenth less where KV is found in the second-level cache; for fewer rows they have too many pieces to merge.
-    of_many = DecodeTiling(32, 2, 2, 4, 8)
-    is_suited = num_rows > 2 * limits.num_sms and token_bytes == 512 and operands.group <= 16
-    if is_suited and programs_fit(of_many, limits, operands):
-        return of_many
+    tiling = DecodeTiling(32, 2, 2, 4, 8)
+    is_suited = num_rows > 2 * limits.num_sms and operands.token_bytes == 512 and operands.group <= 16
+    if is_suited and programs_fit(tiling, limits, operands):
+        return tiling
     # On an H100 two on a multiprocessor were as fast as three for large batches, and faster by up to a fifth for small.
-    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2), (64, 1), (32, 1)):
+    for tile_tokens, programs_per_sm in ((64, 2), (32, 3), (32, 2), (16, 2), (64, 1), (32, 1), (16, 1)):
         tiling = DecodeTiling(tile_tokens, 2, 4, programs_per_sm, 256 // tile_tokens)
         if programs_fit(tiling, limits, operands):
-            return tiling
-    return DecodeTiling(16, 2, 4, 1, 16)
+            break
+    return tiling
 
 
 def programs_fit(tiling: DecodeTiling, limits: DeviceLimits, operands: Operands) -> bool:
@@ -87,8 +97,7 @@ def programs_fit(tiling: DecodeTiling, limits: DeviceLimits, operands: Operands)
 
     One that does not fit waits until another ends: the last ones then run with less of their KV on its way.
     """
-    token_bytes = 2 * next_power_of_2(operands.head_dim) * operands.kv_bytes
-    tiles_bytes = tiling.tiles_in_flight * tiling.tile_tokens * token_bytes
+    tiles_bytes = tiling.tiles_in_flight * tiling.tile_tokens * operands.token_bytes
     return tiles_bytes + _scratch_bytes(limits, operands) <= program_bytes(tiling, limits)
 
 
@@ -102,8 +111,8 @@ def _scratch_bytes(limits: DeviceLimits, operands: Operands) -> int:
 
     Products of whole warpgroups need more: they take weights and queries from there.
     """
-    rows = min(max(next_power_of_2(operands.group), MIN_ROWS), WGMMA_ROWS)
-    has_wgmma = rows == WGMMA_ROWS and limits.capability == HOPPER and operands.kv_bytes == 2
+    rows = max(row_tiles(operands.group)[0], MIN_ROWS)
+    has_wgmma = rows == MAX_ROWS and limits.capability == HOPPER and operands.kv_bytes == 2
     return rows * next_power_of_2(operands.head_dim) * (8 if has_wgmma else 4)
 
 

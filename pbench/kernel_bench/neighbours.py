@@ -66,9 +66,8 @@ def _steps(tiling: PrefillTiling | SharedTiling) -> Iterator[PrefillTiling | Sha
 
 
 def _is_possible(tiling: PrefillTiling | SharedTiling, limits: DeviceLimits, operands: Operands) -> bool:
-    padded_dim = next_power_of_2(operands.head_dim)
-    tile_bytes = 2 * tiling.tile_tokens * padded_dim * operands.kv_bytes
-    query_bytes = tiling.tile_rows * padded_dim * operands.query_bytes
+    tile_bytes = tiling.tile_tokens * operands.token_bytes
+    query_bytes = tiling.tile_rows * next_power_of_2(operands.head_dim) * operands.query_bytes
     return (
         16 <= tiling.tile_rows <= 256
         and 16 <= tiling.tile_tokens <= 256

@@ -16,7 +16,7 @@ from pbench.kernels.choose_tokens import NUM_RULES, choose_tokens_triton
 from pbench.kernels.decode_attention import _plan, decode_attention_triton
 from pbench.kernels.few_rows_matmul import few_rows_parts_triton
 from pbench.kernels.gated_matmul import gated_matmul_triton
-from pbench.kernels.launch import FP8, FP8_CAPABILITY, HOPPER, DeviceLimits
+from pbench.kernels.launch import FP8, FP8_CAPABILITY, HOPPER, DeviceLimits, next_power_of_2
 from pbench.kernels.matmul import matmul_triton
 from pbench.kernels.most_likely import most_likely_triton
 from pbench.kernels.prefill_attention import prefill_attention_triton
@@ -24,13 +24,36 @@ from pbench.kernels.rms_norm import add_parts_rms_norm_triton
 from pbench.kernels.rotary_write_kv import HeadNorms, Rotation, rotary_write_kv_triton
 from pbench.kernels.shared_attention import MAX_TILES, TILE_FIELDS, SharedRuns
 from pbench.kernels.silu_and_mul import silu_and_mul_triton
-from pbench.kernels.tiling import Operands, prefill_rule
+from pbench.kernels.tiling import Operands, decode_rule, prefill_rule, shared_rule
 
 # That a program can have: CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". A
 # multiprocessor has one more, and the system takes one for each program.
 SHARED_MEMORY_KIB = {80: 163, 89: 99, 90: 227, 100: 227}
+CAPABILITIES = pytest.mark.parametrize("capability", SHARED_MEMORY_KIB, ids=lambda capability: f"sm_{capability}")
 HEADS, KV_HEADS = 8, 2
 BF16 = torch.bfloat16
+
+
+def limits_of(capability):
+    return DeviceLimits(132, SHARED_MEMORY_KIB[capability] * 1024, divmod(capability, 10))
+
+
+@CAPABILITIES
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("num_bytes", [1, 2, 4])
+def test_tiles_that_the_rules_choose_fit_the_memory(capability, head_dim, num_bytes):
+    limits = limits_of(capability)
+    operands = Operands(head_dim, 4, max(num_bytes, 2), num_bytes)
+    decode = decode_rule(limits, operands)
+    tiles_bytes = decode.tiles_in_flight * decode.tile_tokens * 2 * next_power_of_2(head_dim) * num_bytes
+    assert decode.programs_per_sm * tiles_bytes <= limits.shared_memory_bytes
+    assert decode.max_registers * decode.num_warps * 32 * decode.programs_per_sm <= 65536
+    for tiling in (
+        shared_rule(limits, operands),
+        *(prefill_rule(limits, operands, num_rows) for num_rows in (1, 20, 10000)),
+    ):
+        num_rows = tiling.tile_rows + 2 * tiling.tile_tokens * (tiling.tiles_in_flight + 1)
+        assert num_rows * next_power_of_2(head_dim) * operands.query_bytes <= limits.shared_memory_bytes
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +61,7 @@ def failures(run_with_compiler):
     return json.loads(run_with_compiler(__file__).splitlines()[-1])
 
 
-@pytest.mark.parametrize("capability", SHARED_MEMORY_KIB, ids=lambda capability: f"sm_{capability}")
+@CAPABILITIES
 def test_what_is_launched_compiles_and_fits(capability, failures):
     tried = failures[str(capability)]
     assert len(tried) >= 5
@@ -122,11 +145,11 @@ def try_all(capability):
     """Of each launch why it fails, or nothing."""
     from driver_without_gpu import without_a_gpu
 
-    kib, loaded, failures = SHARED_MEMORY_KIB[capability], {}, {}
-    without_a_gpu(capability, kib * 1024, loaded.__setitem__)
-    limits = DeviceLimits(132, kib * 1024, divmod(capability, 10))
+    limits, loaded, failures = limits_of(capability), {}, {}
+    without_a_gpu(capability, limits.shared_memory_bytes, loaded.__setitem__)
     launch.INTERPRETER_LIMITS = limits  # tensors here are of the CPU
     for name, start in launches(limits).items():
+        loaded.clear()
         try:
             programs_per_sm = start()
             failures[name] = ""
@@ -135,7 +158,7 @@ def try_all(capability):
             continue
         if name.startswith("decode"):
             needed_kib = programs_per_sm * (loaded["_decode_attention_kernel"] / 1024 + 1)
-            if needed_kib > kib + 1:
+            if needed_kib > SHARED_MEMORY_KIB[capability] + 1:
                 failures[name] = f"{name}: {programs_per_sm} programs together need {needed_kib} KiB"
     return failures
 

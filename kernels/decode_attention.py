@@ -584,7 +584,8 @@ def _attend(
     shared_tiling: SharedTiling | None = None,
 ) -> torch.Tensor:
     """What every layer of every step calls: arguments are looked at once for each layout that they have."""
-    is_settled = plan.step.knows(table, context_lens)
+    step = plan.step
+    is_settled = step.knows(table, context_lens)
     kv_dtype, kv_shape = kv.dtype, kv.shape
     key = (
         query.get_device(),
@@ -598,7 +599,7 @@ def _attend(
         out.shape,
         out.stride(),
         plan.key,
-        plan.step.layout_of(table, context_lens),
+        step.layout_of(table, context_lens),
         is_settled,
         is_contiguous,
         soft_cap,
@@ -624,16 +625,16 @@ def _attend(
     scales = (scale * LOG2_E, float(value_scale))
     if plan.box and soft_cap is None and (is_contiguous or kv_shape[3] % plan.box == 0):
         hopper = _hopper()
-        rows = hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box)
-        without_kv, values = (query, table, context_lens, out), (*scales, rows)
-        if not hopper.launch.again(key, without_kv, values, plan.scratch):
+        values = (*scales, hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box))
+        addresses: tuple[int, ...] = (query.data_ptr(), *step.addresses, out.data_ptr())
+        if not hopper.launch.again(key, addresses, values, plan.scratch):
             first = partial(_first_on_hopper, query, kv, table, context_lens, out, plan, is_settled, is_contiguous)
-            hopper.launch(key, without_kv, values, first, plan.scratch)
+            hopper.launch(key, (query, table, context_lens, out), values, first, plan.scratch)
         return out
-    tensors = (query, kv, table, context_lens, out)
-    if not _launch.again(key, tensors, scales, plan.scratch):
+    addresses = (query.data_ptr(), kv.data_ptr(), *step.addresses, out.data_ptr())
+    if not _launch.again(key, addresses, scales, plan.scratch):
         first = partial(_first_launch, query, kv, table, context_lens, out, plan, is_settled, is_contiguous, soft_cap)
-        _launch(key, tensors, scales, first, plan.scratch)
+        _launch(key, (query, kv, table, context_lens, out), scales, first, plan.scratch)
     return out
 
 

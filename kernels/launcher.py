@@ -7,7 +7,6 @@ Triton; those after it go straight to what was compiled, with addresses in the p
 """
 
 from collections.abc import Callable, Hashable
-from copy import copy
 from inspect import getclosurevars
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -68,7 +67,8 @@ class Launcher:
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
         """
-        if self.again(key, tensors, values, scratch):
+        addresses = tuple(map(_DATA_PTR, tensors))
+        if self.again(key, addresses, values, scratch):
             return
         grid, integers, options = first()
         arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values)
@@ -76,21 +76,20 @@ class Launcher:
         if is_interpreted() or is_compiling_ahead():
             return
         constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
-        key = _with_alignment(key, tuple(map(_DATA_PTR, tensors)))
+        key = _with_alignment(key, addresses)
         self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)
 
     def again(
         self,
         key: Hashable,
-        tensors: tuple[torch.Tensor, ...],
+        addresses: tuple[int, ...],
         values: tuple[Any, ...],
         scratch: "Scratch | None" = None,
     ) -> bool:
-        """Launch as a call with these arguments would, but only if the key is known; return whether it is.
+        """Launch as a call with tensors at ``addresses`` would, but only if the key is known; return whether it is.
 
         For what every layer calls: to make a ``first`` of all that it needs takes the host longer than to look here.
         """
-        addresses = tuple(map(_DATA_PTR, tensors))
         low_bits = 0
         for address in addresses:
             low_bits |= address
@@ -114,36 +113,62 @@ def _relaunch(
 ) -> _Relaunch:
     """What launches a compiled kernel again: Triton's own way, or the call that it ends in."""
     again = compiled[grid]
-    if not is_known_triton():
+    innermost = _innermost(compiled) if is_known_triton() else None
+    if innermost is None:
         return lambda addresses, values: again(*addresses, *integers, *values, *constants)
     from triton import knobs
     from triton.runtime import driver
 
-    hooks, get_stream = knobs.runtime, driver.active.get_current_stream
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    hooks, get_stream, function = knobs.runtime, driver.active.get_current_stream, compiled.function
     width, height, depth = grid
-    has_descriptor = bool(getattr(compiled.metadata, "tensordesc_meta", None))
-    if has_descriptor:
-        run, tensor_map = _with_tensor_maps(compiled)
+    launch, head, takes_tuple, tensor_map = innermost
 
     def relaunch(addresses: tuple[int, ...], values: tuple[Any, ...]) -> None:
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler listens
             again(*addresses, *integers, *values, *constants)
             return
-        if has_descriptor:
+        if tensor_map is not None:
             values = values[:-1] + tensor_map(values[-1])
-        arguments = addresses + integers + values + constants
-        run(width, height, depth, get_stream(device), function, metadata, None, None, None, *arguments)
+        if takes_tuple:
+            arguments = addresses + integers + values + constants
+            launch(width, height, depth, get_stream(device), function, *head, arguments)
+        else:
+            stream = get_stream(device)
+            launch(width, height, depth, stream, function, *head, *addresses, *integers, *values, *constants)
 
     return relaunch
 
 
-def _with_tensor_maps(compiled: Any) -> tuple[Any, Callable[[Any], tuple[Any, ...]]]:
+class _Innermost(NamedTuple):
+    """The call that a launch ends in; its arguments are grid, stream, function, ``head``, and those of the kernel."""
+
+    launch: Callable[..., None]
+    head: tuple[Any, ...]
+    takes_tuple: bool  # of the kernel's arguments, which else follow one by one
+    tensor_map: Callable[[Any], tuple[Any, ...]] | None  # of a descriptor, where the kernel has one
+
+
+def _innermost(compiled: Any) -> _Innermost | None:
+    """None where Triton allocates memory for every launch, as for a kernel that is instrumented."""
+    run = compiled.run
+    if run.global_scratch_size or run.profile_scratch_size:
+        return None
+    launch, tensor_map = run.launch, None
+    if getattr(compiled.metadata, "tensordesc_meta", None):
+        launch, tensor_map = _with_tensor_maps(compiled)
+    kind, no_scratch = (run.launch_cooperative_grid, run.launch_pdl), (None, None)
+    unobserved = (compiled.packed_metadata, None, None, None)
+    if hasattr(run, "kernel_signature"):  # Triton 3.7; 3.6 compiles a launch for each signature
+        head = (*kind, *unobserved, *no_scratch, run.arg_annotations, run.kernel_signature)
+        return _Innermost(launch, head, True, tensor_map)
+    return _Innermost(launch, (*kind, *no_scratch, *unobserved), False, tensor_map)
+
+
+def _with_tensor_maps(compiled: Any) -> tuple[Callable[..., None], Callable[[Any], tuple[Any, ...]]]:
     """Triton's launch behind the part that makes a tensor map of a descriptor anew for each, and a map that is kept."""
     from triton.backends.nvidia.driver import make_tensordesc_arg
 
-    run = copy(compiled.run)
-    run.launch = getclosurevars(run.launch).nonlocals["launcher"]
+    launch = getclosurevars(compiled.run.launch).nonlocals["launcher"]
     (layout,) = compiled.metadata.tensordesc_meta
     known: Known[tuple[Any, tuple[Any, ...]]] = Known()  # with the descriptors, so that no other has the id of one
 
@@ -153,7 +178,7 @@ def _with_tensor_maps(compiled: Any) -> tuple[Any, Callable[[Any], tuple[Any, ..
             found = known[id(descriptor)] = (descriptor, tuple(make_tensordesc_arg(descriptor, layout)))
         return found[1]
 
-    return run, tensor_map
+    return launch, tensor_map
 
 
 class Scratch:
@@ -187,12 +212,13 @@ class SameTensors:
     It holds them, so that no other objects are taken for them. Nobody may resize them meanwhile.
     """
 
-    __slots__ = ("_first", "_key", "_second")
+    __slots__ = ("_first", "_key", "_second", "addresses")
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
         self._second: torch.Tensor | None = None
         self._key = 0
+        self.addresses = (0, 0)  # of the two whose layout was asked for last
 
     def knows(self, first: torch.Tensor, second: torch.Tensor) -> bool:
         """Whether the last launch had the same two."""
@@ -203,6 +229,7 @@ class SameTensors:
         if first is not self._first or second is not self._second:
             self._key = short_key(layout_of(first, second))
             self._first, self._second = first, second
+            self.addresses = (first.data_ptr(), second.data_ptr())
         return self._key
 
 

@@ -1,31 +1,21 @@
 """A driver for Triton where there is no GPU, for files of this folder that run by themselves."""
 
-from itertools import chain, repeat
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.driver import make_tensordesc_arg
+from triton.backends.nvidia import driver as nvidia
 from triton.runtime import driver
 
+# Triton 3.6 compiles a launcher for each signature, whose arguments follow one another. Later ones have one for all.
+MAKES_LAUNCHERS = hasattr(nvidia, "make_launcher")
 
-class FakeLauncher:
-    """Notes what Triton would hand to the driver: of a descriptor a tensor map, its shape and its strides."""
 
-    def __init__(self, metadata, launches):
-        def launcher(*arguments):
-            launches.append(arguments)
+class Noted(NamedTuple):
+    """What Triton's innermost launch was given."""
 
-        def inner(*arguments):
-            layouts = iter(getattr(metadata, "tensordesc_meta", None) or repeat(None))
-            parts = [
-                make_tensordesc_arg(one, next(layouts)) if hasattr(one, "block_shape") else [one] for one in arguments
-            ]
-            launcher(*chain.from_iterable(parts))
-
-        self.launch = inner
-
-    def __call__(self, *arguments):
-        self.launch(*arguments)
+    arguments: tuple[Any, ...]
+    observers: tuple[Any, Any, Any]  # what they are told, and both hooks
 
 
 def without_a_gpu(capability=90, max_shared_memory=232448, on_load=lambda _name, _shared_memory: None):
@@ -40,13 +30,26 @@ def without_a_gpu(capability=90, max_shared_memory=232448, on_load=lambda _name,
         on_load(name, shared_memory)
         return "module", "function", 32, 0, 1024
 
+    def launch(*arguments):
+        observers = 10 if MAKES_LAUNCHERS else 8
+        if not MAKES_LAUNCHERS:
+            arguments = (*arguments[:-1], *arguments[-1])
+        launches.append(Noted(arguments[:observers] + arguments[observers + 3 :], arguments[observers : observers + 3]))
+
+    if MAKES_LAUNCHERS:
+        nvidia.library_dirs = list
+        nvidia.compile_module_from_src = lambda **_options: SimpleNamespace(launch=launch)
+    else:
+        nvidia.PyKernelArg = SimpleNamespace
     driver.set_active(
         SimpleNamespace(
             get_current_device=lambda: 0,
             get_current_stream=lambda _device: 7,
             get_current_target=lambda: GPUTarget("cuda", capability, 32),
-            launcher_cls=lambda _source, metadata: FakeLauncher(metadata, launches),
+            launcher_cls=nvidia.CudaLauncher,
             utils=SimpleNamespace(
+                launch=launch,
+                build_signature_metadata=tuple,
                 load_binary=load_binary,
                 get_device_properties=lambda _: properties,
                 fill_tma_descriptor=lambda *arguments: arguments,  # the name of Triton 3.6

@@ -1,5 +1,7 @@
 """Launches that are repeated are the launches that Triton made, argument by argument."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,12 +18,12 @@ class FakeKernel:
     arg_names = ("x_ptr", "y_ptr", "scratch_ptr", "stride", "scale", "WIDTH", "IS_WIDE")
 
     def __init__(self):
-        self.through_triton, self.direct = [], []
+        self.through_triton, self.direct, self.make = [], [], dict
 
     def __getitem__(self, grid):
         def launch(*arguments, **options):
             self.through_triton.append((grid, arguments, options))
-            return {grid: lambda *arguments: self.direct.append((grid, arguments))}
+            return self.make({grid: lambda *arguments: self.direct.append((grid, arguments))})
 
         return launch
 
@@ -46,13 +48,14 @@ def test_the_second_launch_of_a_key_goes_straight_to_what_was_compiled(kernel):
 def test_only_what_is_known_is_launched_again(kernel):
     launch = Launcher(kernel)
     x, y, scratch = torch.zeros(8), torch.zeros(8), Scratch(torch.zeros(4))
-    assert not launch.again("key", (x, y), (0.5,), scratch)
+    addresses = (x.data_ptr(), y.data_ptr())
+    assert not launch.again("key", addresses, (0.5,), scratch)
     assert not kernel.through_triton
     launch("key", (x, y), (0.5,), lambda: Launch((3, 2, 1), (5,), OPTIONS), scratch)
-    assert launch.again("key", (y, x), (0.25,), scratch)
+    assert launch.again("key", addresses[::-1], (0.25,), scratch)
     assert kernel.direct == [((3, 2, 1), (y.data_ptr(), x.data_ptr(), *scratch.addresses, 5, 0.25, 8, True))]
-    assert not launch.again("other", (x, y), (0.5,), scratch)
-    assert not launch.again("key", (x[1:], y), (0.5,), scratch), "aligned otherwise"
+    assert not launch.again("other", addresses, (0.5,), scratch)
+    assert not launch.again("key", (addresses[0] + 4, addresses[1]), (0.5,), scratch), "aligned otherwise"
     assert len(kernel.direct) == 1
 
 
@@ -115,10 +118,12 @@ def test_the_same_tensors_are_known_and_others_are_looked_at():
     assert not same.knows(table, lens)
     key = same.layout_of(table, lens)
     assert same.knows(table, lens)
+    assert same.addresses == (table.data_ptr(), lens.data_ptr())
     assert not same.knows(table.clone(), lens), "equal, but another one"
     assert key == same.layout_of(table, lens)
     assert key == same.layout_of(torch.ones(3, 4), lens) == SameTensors().layout_of(table, lens)
     assert key != same.layout_of(wider, lens)
+    assert same.addresses == (wider.data_ptr(), lens.data_ptr())
     assert key != same.layout_of(table, torch.zeros(4))
     assert key == same.layout_of(table, lens)
 
@@ -130,6 +135,20 @@ def test_arguments_that_do_not_fit_are_refused_behind_some_that_do(build_cache):
     with pytest.raises(ValueError, match="query is float16"):
         decode_attention(torch.zeros(2, 4, 16, dtype=torch.float16), *arguments, scale=1.0)
     decode_attention(torch.zeros(2, 4, 16), *arguments, scale=1.0)
+
+
+def test_what_triton_allocates_memory_for_is_launched_by_triton(kernel, monkeypatch):
+    monkeypatch.setattr(launcher_module, "is_known_triton", lambda: True)
+    x, y, scratch, grid = torch.zeros(8), torch.zeros(8), Scratch(torch.zeros(4)), (3, 2, 1)
+
+    class Instrumented(dict):
+        run = SimpleNamespace(global_scratch_size=0, profile_scratch_size=64)
+
+    kernel.make = Instrumented
+    launch = Launcher(kernel)
+    launch("key", (x, y), (0.5,), lambda: Launch(grid, (5,), OPTIONS), scratch)
+    launch("key", (y, x), (0.25,), pytest.fail, scratch)
+    assert kernel.direct == [(grid, (y.data_ptr(), x.data_ptr(), *scratch.addresses, 5, 0.25, 8, True))]
 
 
 @pytest.mark.gpu
@@ -187,15 +206,13 @@ def check_twice(launches, call, num_rebuilt=0):
     enter_hook.remove(print)
     ours, again, observed = launches
     launches.clear()
-    *_, metadata, enter, _exit = observed[:9]
+    metadata, enter, _exit = observed.observers
     assert metadata.get()["name"].endswith("_kernel")
     assert enter is enter_hook
-    assert again[6:9] == (None, None, None), "nobody listens"
-    ours, again = ours[:6] + ours[9:], again[:6] + again[9:]
-    assert len(ours) == len(again)
-    places = [place for place, argument in enumerate(ours) if isinstance(argument, torch.Tensor)]
+    assert again.observers == (None, None, None), "nobody listens"
+    places = [place for place, argument in enumerate(ours.arguments) if isinstance(argument, torch.Tensor)]
     rebuilt = places[len(places) - num_rebuilt :]
-    for place, (first, second) in enumerate(zip(ours, again, strict=True)):
+    for place, (first, second) in enumerate(zip(ours.arguments, again.arguments, strict=True)):
         if place in rebuilt:
             assert isinstance(second, int)
         elif isinstance(first, torch.Tensor):

@@ -586,24 +586,23 @@ def _attend(
     """What every layer of every step calls: arguments are looked at once for each layout that they have."""
     step = plan.step
     is_settled = step.knows(table, context_lens)
-    kv_dtype, kv_shape = kv.dtype, kv.shape
     key = (
         query.get_device(),
         query.dtype,
         query.shape,
         query.stride(),
-        kv_dtype,
-        kv_shape,
-        kv.stride(),
+        kv.dtype,
+        kv.shape,
+        kv.is_contiguous(),
         out.dtype,
         out.shape,
-        out.stride(),
+        out.is_contiguous(),
         plan.key,
         step.layout_of(table, context_lens),
         is_settled,
         is_contiguous,
         soft_cap,
-    )  # what layout_of gives, spelled out: a loop over three tensors takes the host half as long again
+    )  # all that checks look at, spelled out: layout_of the three tensors takes the host half as long again
     if plan.num_sequences == 0 or (plan.shared is not None and key not in _checked):
         _check_all(query, kv, table, context_lens, out, plan, is_contiguous, soft_cap)
         _checked.add(key)
@@ -623,13 +622,12 @@ def _attend(
             tiling=shared_tiling or choose_shared_tiling(device_limits(kv), Operands.of(query, kv)),
         )
     scales = (scale * LOG2_E, float(value_scale))
-    if plan.box and soft_cap is None and (is_contiguous or kv_shape[3] % plan.box == 0):
+    if plan.box and soft_cap is None and (is_contiguous or kv.shape[3] % plan.box == 0):
         hopper = _hopper()
-        values = (*scales, hopper.kv_rows(kv.data_ptr(), kv_dtype, kv_shape, plan.box))
         addresses: tuple[int, ...] = (query.data_ptr(), *step.addresses, out.data_ptr())
-        if not hopper.launch.again(key, addresses, values, plan.scratch):
+        if not hopper.launch.again(key, addresses, scales, plan.scratch, kv.data_ptr()):
             first = partial(_first_on_hopper, query, kv, table, context_lens, out, plan, is_settled, is_contiguous)
-            hopper.launch(key, (query, table, context_lens, out), values, first, plan.scratch)
+            hopper.launch(key, (query, table, context_lens, out), scales, first, plan.scratch, kv.data_ptr())
         return out
     addresses = (query.data_ptr(), kv.data_ptr(), *step.addresses, out.data_ptr())
     if not _launch.again(key, addresses, scales, plan.scratch):

@@ -14,6 +14,8 @@ Slots behind the end of a sequence may have any contents, and 0 * NaN is NaN, so
 before it is used.
 """
 
+from functools import partial
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,8 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from pbench.kernels.compiler import let_next_launch, wait_for_previous
 from pbench.kernels.decode_plan import NUM_FIELDS, DecodePlan
-from pbench.kernels.hopper_kv import GROUP_WARPS, LOADER_REGISTERS, PANEL_DIMS, SWIZZLED, wait_for_group
-from pbench.kernels.hopper_kv import kv_rows as kv_rows  # for whoever launches
+from pbench.kernels.hopper_kv import GROUP_WARPS, LOADER_REGISTERS, PANEL_DIMS, SWIZZLED, kv_rows, wait_for_group
 from pbench.kernels.launch import can_launch_early
 from pbench.kernels.launcher import Launch, Launcher
 from pbench.kernels.tiling import DecodeTiling
@@ -488,7 +489,7 @@ def first_launch(
     is_settled: bool,
     is_contiguous: bool,
 ) -> Launch:
-    """What launches on equal layouts have in common; behind the pointers follow both scales and ``kv_rows``."""
+    """What launches on equal layouts have in common; kv is what is described."""
     num_sequences, num_heads, head_dim = query.shape
     num_kv_heads, num_slots = kv.shape[2:4]
     tiling = plan.tiling
@@ -509,4 +510,5 @@ def first_launch(
         "launch_pdl": can_launch_early(query),
     }
     integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_slots, int(is_settled))
-    return Launch((plan.num_programs, 1, 1), integers, options)
+    describe = partial(kv_rows, dtype=kv.dtype, shape=kv.shape, box=plan.box)
+    return Launch((plan.num_programs, 1, 1), integers, options, describe)

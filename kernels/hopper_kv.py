@@ -1,13 +1,10 @@
 """K and V as Hopper's tensor memory accelerator brings them into shared memory, in boxes of a block's tokens."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-from pbench.kernels.launcher import MAX_KEYS
 
 PANEL_DIMS = gl.constexpr(64)  # so many 16-bit elements are the 128 bytes that shared memory is swizzled by
 SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
@@ -26,7 +23,6 @@ class _Memory(NamedTuple):
         return self.address
 
 
-@lru_cache(MAX_KEYS)
 def kv_rows(address: int, dtype: torch.dtype, shape: torch.Size, box: int) -> TensorDescriptor:
     """K and V of a layer of the pool as rows, of which ``box`` are loaded together, and PANEL_DIMS of each."""
     num_blocks, _, num_kv_heads, block_size, head_dim = shape

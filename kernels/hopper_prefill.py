@@ -20,7 +20,7 @@ used.
 
 import math
 from collections.abc import Hashable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from triton.experimental import gluon
@@ -638,13 +638,13 @@ def hopper_prefill_attention(
         key = (layout_of(query, kv, table, query_start, context_lens, out), window, soft_cap)
     are_short = query.shape[0] <= MAX_SHORT * table.shape[0] and table.shape[1] * kv.shape[3] <= MAX_SHORT_CONTEXT
     tile_tokens = SHORT_TILE_TOKENS if are_short else TILE_TOKENS
-    rows = kv_rows(kv.data_ptr(), kv.dtype, kv.shape, min(kv.shape[3], tile_tokens))
     _launch(
         (key, tile_tokens),
         (query, table, query_start, context_lens, out),
-        (scale * key_scale * math.log2(math.e), float(value_scale), rows),
+        (scale * key_scale * math.log2(math.e), float(value_scale)),
         lambda: _first_launch(query, kv, table, tile_tokens, window, soft_cap),
         _counter(query.device),
+        described=kv.data_ptr(),
     )
     return out
 
@@ -675,7 +675,8 @@ def _first_launch(
     num_row_tiles = num_tokens * (num_heads // num_kv_heads) // TILE_ROWS.value + num_sequences
     integers = (num_sequences, query.stride(0), query.stride(1), table.stride(0), num_row_tiles)
     num_programs = min(num_kv_heads * num_row_tiles, device_limits(query).num_sms)
-    return Launch((num_programs, 1, 1), integers, options)
+    describe = partial(kv_rows, dtype=kv.dtype, shape=kv.shape, box=options["BOX"])
+    return Launch((num_programs, 1, 1), integers, options, describe)
 
 
 @cache

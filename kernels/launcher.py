@@ -6,7 +6,7 @@ variant in every layer. Here the caller says by a key what a variant depends on.
 Triton; those after it go straight to what was compiled, with addresses in the place of tensors.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from inspect import getclosurevars
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -20,7 +20,7 @@ from pbench.kernels.compiler import is_interpreted, is_known_triton
 MAX_KEYS = 4096
 
 _Value = TypeVar("_Value")
-_Relaunch: TypeAlias = Callable[[tuple[int, ...], tuple[Any, ...]], None]
+_Relaunch: TypeAlias = Callable[[tuple[int, ...], tuple[float, ...], int], None]
 _DATA_PTR = torch.Tensor.data_ptr
 
 
@@ -40,10 +40,11 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     integers: tuple[int, ...]  # strides and numbers of things
     options: dict[str, Any]  # compile-time constants in the order of the parameters, and Triton's options
+    describe: Callable[[int], Any] | None = None  # the tensor descriptor of what lies at an address
 
 
 class Launcher:
-    """Of one kernel. Its parameters are pointers, integers, other values, compile-time constants, in this order."""
+    """Of one kernel, whose parameters are pointers, integers, floats, perhaps a tensor descriptor, and constants."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
@@ -53,9 +54,10 @@ class Launcher:
         self,
         key: Hashable,
         tensors: tuple[torch.Tensor, ...],
-        values: tuple[Any, ...],
+        values: tuple[float, ...],
         first: Callable[[], Launch],
         scratch: "Scratch | None" = None,
+        described: int = 0,
     ) -> None:
         """Launch on the current stream of the current device, which holds all tensors.
 
@@ -63,28 +65,31 @@ class Launcher:
             key: equal keys mean equal launches but for ``tensors``' addresses and ``values``: the tensors' dtypes and
                 whatever ``first`` depends on are part of it, and the device.
             tensors: what the first parameters point to.
-            values: floats, behind the integers; then a tensor descriptor, where the kernel has one.
+            values: the floats.
             first: called when the key is new; may refuse.
             scratch: what the pointers behind ``tensors`` point to.
+            described: the address that the tensor descriptor is of.
         """
         addresses = tuple(map(_DATA_PTR, tensors))
-        if self.again(key, addresses, values, scratch):
+        if self.again(key, addresses, values, scratch, described):
             return
-        grid, integers, options = first()
-        arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values)
+        grid, integers, options, describe = first()
+        descriptors = () if describe is None else (describe(described),)
+        arguments = (*tensors, *(scratch.tensors if scratch else ()), *integers, *values, *descriptors)
         compiled = self._kernel[grid](*arguments, **options)
         if is_interpreted() or is_compiling_ahead():
             return
         constants = tuple(options[name] for name in self._kernel.arg_names[len(arguments) :])
         key = _with_alignment(key, addresses)
-        self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants)
+        self._known[key] = _relaunch(compiled, grid, tensors[0].get_device(), integers, constants, describe)
 
     def again(
         self,
         key: Hashable,
         addresses: tuple[int, ...],
-        values: tuple[Any, ...],
+        values: tuple[float, ...],
         scratch: "Scratch | None" = None,
+        described: int = 0,
     ) -> bool:
         """Launch as a call with tensors at ``addresses`` would, but only if the key is known; return whether it is.
 
@@ -98,7 +103,7 @@ class Launcher:
         relaunch = self._known.get(key)
         if relaunch is None or is_compiling_ahead():
             return False
-        relaunch(addresses if scratch is None else addresses + scratch.addresses, values)
+        relaunch(addresses if scratch is None else addresses + scratch.addresses, values, described)
         return True
 
 
@@ -109,26 +114,40 @@ def _with_alignment(key: Hashable, addresses: tuple[int, ...]) -> Hashable:
 
 
 def _relaunch(
-    compiled: Any, grid: tuple[int, int, int], device: int, integers: tuple[int, ...], constants: tuple[Any, ...]
+    compiled: Any,
+    grid: tuple[int, int, int],
+    device: int,
+    integers: tuple[int, ...],
+    constants: tuple[Any, ...],
+    describe: Callable[[int], Any] | None,
 ) -> _Relaunch:
     """What launches a compiled kernel again: Triton's own way, or the call that it ends in."""
     again = compiled[grid]
+
+    def through_triton(addresses: tuple[int, ...], values: tuple[float, ...], described: int) -> None:
+        descriptors = () if describe is None else (describe(described),)
+        again(*addresses, *integers, *values, *descriptors, *constants)
+
     innermost = _innermost(compiled) if is_known_triton() else None
     if innermost is None:
-        return lambda addresses, values: again(*addresses, *integers, *values, *constants)
+        return through_triton
     from triton import knobs
     from triton.runtime import driver
 
     hooks, get_stream, function = knobs.runtime, driver.active.get_current_stream, compiled.function
     width, height, depth = grid
     launch, head, takes_tuple, tensor_map = innermost
+    maps: Known[tuple[Any, ...]] = Known()  # of what was described, by its address
 
-    def relaunch(addresses: tuple[int, ...], values: tuple[Any, ...]) -> None:
+    def relaunch(addresses: tuple[int, ...], values: tuple[Any, ...], described: int) -> None:
         if hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:  # a profiler listens
-            again(*addresses, *integers, *values, *constants)
+            through_triton(addresses, values, described)
             return
-        if tensor_map is not None:
-            values = values[:-1] + tensor_map(values[-1])
+        if describe is not None:
+            found = maps.get(described)
+            if found is None:
+                found = maps[described] = tensor_map(describe(described))
+            values += found
         if takes_tuple:
             arguments = addresses + integers + values + constants
             launch(width, height, depth, get_stream(device), function, *head, arguments)
@@ -145,7 +164,7 @@ class _Innermost(NamedTuple):
     launch: Callable[..., None]
     head: tuple[Any, ...]
     takes_tuple: bool  # of the kernel's arguments, which else follow one by one
-    tensor_map: Callable[[Any], tuple[Any, ...]] | None  # of a descriptor, where the kernel has one
+    tensor_map: Callable[[Any], tuple[Any, ...]]  # what it takes for a descriptor
 
 
 def _innermost(compiled: Any) -> _Innermost | None:
@@ -153,32 +172,22 @@ def _innermost(compiled: Any) -> _Innermost | None:
     run = compiled.run
     if run.global_scratch_size or run.profile_scratch_size:
         return None
-    launch, tensor_map = run.launch, None
-    if getattr(compiled.metadata, "tensordesc_meta", None):
-        launch, tensor_map = _with_tensor_maps(compiled)
+    from triton.backends.nvidia.driver import make_tensordesc_arg
+
+    launch = run.launch
+    layouts: Sequence[Any] = getattr(compiled.metadata, "tensordesc_meta", None) or ()
+    if layouts:  # what makes tensor maps anew for each launch lies around it
+        launch = getclosurevars(launch).nonlocals["launcher"]
+
+    def tensor_map(descriptor: Any) -> tuple[Any, ...]:
+        return tuple(make_tensordesc_arg(descriptor, layouts[0]))
+
     kind, no_scratch = (run.launch_cooperative_grid, run.launch_pdl), (None, None)
     unobserved = (compiled.packed_metadata, None, None, None)
     if hasattr(run, "kernel_signature"):  # Triton 3.7; 3.6 compiles a launch for each signature
         head = (*kind, *unobserved, *no_scratch, run.arg_annotations, run.kernel_signature)
         return _Innermost(launch, head, True, tensor_map)
     return _Innermost(launch, (*kind, *no_scratch, *unobserved), False, tensor_map)
-
-
-def _with_tensor_maps(compiled: Any) -> tuple[Callable[..., None], Callable[[Any], tuple[Any, ...]]]:
-    """Triton's launch behind the part that makes a tensor map of a descriptor anew for each, and a map that is kept."""
-    from triton.backends.nvidia.driver import make_tensordesc_arg
-
-    launch = getclosurevars(compiled.run.launch).nonlocals["launcher"]
-    (layout,) = compiled.metadata.tensordesc_meta
-    known: Known[tuple[Any, tuple[Any, ...]]] = Known()  # with the descriptors, so that no other has the id of one
-
-    def tensor_map(descriptor: Any) -> tuple[Any, ...]:
-        found = known.get(id(descriptor))
-        if found is None:
-            found = known[id(descriptor)] = (descriptor, tuple(make_tensordesc_arg(descriptor, layout)))
-        return found[1]
-
-    return launch, tensor_map
 
 
 class Scratch:

@@ -59,6 +59,17 @@ def test_only_what_is_known_is_launched_again(kernel):
     assert len(kernel.direct) == 1
 
 
+def test_a_descriptor_is_of_what_lies_where_the_launch_says(kernel):
+    kernel.arg_names = (*kernel.arg_names[:2], "stride", "scale", "descriptor", *kernel.arg_names[5:])
+    launch = Launcher(kernel)
+    x, y = torch.zeros(8), torch.zeros(8)
+    first = Launch((1, 1, 1), (5,), OPTIONS, lambda address: f"of {address}")
+    launch("key", (x, y), (0.5,), lambda: first, described=48)
+    launch("key", (x, y), (0.5,), pytest.fail, described=80)
+    assert kernel.through_triton == [((1, 1, 1), (x, y, 5, 0.5, "of 48"), OPTIONS)]
+    assert kernel.direct == [((1, 1, 1), (x.data_ptr(), y.data_ptr(), 5, 0.5, "of 80", 8, True))]
+
+
 def test_another_key_and_another_alignment_go_through_triton(kernel):
     kernel.arg_names = kernel.arg_names[:2] + kernel.arg_names[3:]
     launch = Launcher(kernel)
@@ -259,6 +270,9 @@ def check_against_triton():
     decode_attention_triton(query, kv, table, lens, out, **arguments)
     launches.clear()
     check_twice(launches, lambda: decode_attention_triton(query, kv, table, lens, out, **arguments))
+    for layer in (kv, torch.zeros_like(kv), kv):
+        decode_attention_triton(query, layer, table, lens, out, **arguments)
+        assert layer.data_ptr() in [one[0] for one in launches.pop().arguments if isinstance(one, tuple)]
     print("hopper_decode")
     one = torch.ones(1, dtype=torch.int32)
     runs = SharedRuns(lens, lens, lens, one, torch.zeros(MAX_TILES, TILE_FIELDS, dtype=torch.int32))

@@ -47,7 +47,7 @@ def test_programs_are_fewer_where_wide_heads_or_many_need_more_memory():
     limits = DeviceLimits(132, 232448, (9, 0))
     wide = LLAMA._replace(head_dim=256)
     assert decode_rule(limits, wide) == DecodeTiling(32, 2, 4, 2, 8)
-    assert decode_rule(limits, LLAMA._replace(group=64)) == DecodeTiling(32, 2, 4, 2, 8)
+    assert decode_rule(limits, LLAMA._replace(group=64)) == DecodeTiling(64, 2, 4, 1, 4)
     assert decode_rule(limits, wide._replace(group=64)) == DecodeTiling(32, 2, 4, 1, 8)
 
 
